@@ -1,0 +1,270 @@
+"""The command line: parse, call one verb, print. Heavy libraries load inside commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hpsearch import __version__
+from hpsearch.errors import FixSetup, HpsearchError, exit_code
+
+if TYPE_CHECKING:
+    from hpsearch.actions import Place, Summary
+    from hpsearch.types import TrialRecord
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Commands in the order they are written, errors in one style, nearest name for an unknown command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In order of definition."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Add the nearest command to "no such command"."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from hpsearch.errors import nearest
+
+            raise click.UsageError(f"no command '{args[0]}': {nearest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="hpsearch")
+def main() -> None:
+    """Search hyperparameters of fine-tuning: Optuna samplers, one training kernel, MLflow, reports.
+
+    `hpsearch run` with no file runs the embedded default study; `hpsearch report` and `hpsearch ui` show what came out.
+    """
+
+
+def guarded(command: F) -> F:
+    """Turn an HpsearchError into its message and exit code."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except HpsearchError as error:
+            click.echo(f"hpsearch: {error}", err=True)
+            sys.exit(exit_code(error))
+        except KeyboardInterrupt:
+            click.echo("hpsearch: stopped", err=True)
+            sys.exit(130)
+        except BrokenPipeError:  # `hpsearch show | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def stored(command: F) -> F:
+    """Options that say where studies are kept."""
+    command = click.option("--storage", metavar="URL", help="Optuna storage: file or URL  [default: hpsearch.db here]")(command)
+    return click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")(command)
+
+
+def located(storage: str | None, tracking_uri: str | None = None, track: bool = True) -> Place:
+    """Where things are, from the options and the working folder."""
+    from hpsearch import actions
+
+    return actions.place(Path.cwd(), storage, tracking_uri, track)
+
+
+@main.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--sampler", metavar="NAME", help="grid, random, tpe, gp (bayes), qmc or cmaes  [default: tpe]")
+@click.option("--trials", "--n-trials", type=int, metavar="N", help="trials in total; running again continues  [default: 50]")
+@click.option("--pruner", metavar="NAME", help="none, median, halving, hyperband or patient  [default: median]")
+@click.option("--seed", type=int, metavar="N", help="makes the whole study reproducible  [default: 0]")
+@click.option("--timeout", type=float, metavar="S", help="begin no trial after S seconds")
+@click.option("--workers", metavar="N", help="worker processes  [default: one per core, or one for a GPU]")
+@click.option("--name", metavar="NAME", help="name of the study  [default: made of data and sampler]")
+@click.option("--data", metavar="DATA", help="what to train on  [default: the embedded digits]")
+@click.option("--model", metavar="NAME", help="which pretrained model  [default: glyphnet]")
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
+@click.option("--no-tracking", is_flag=True, help="do without MLflow")
+@stored
+@guarded
+def run(
+    study: Path | None,
+    settings: tuple[str, ...],
+    storage: str | None,
+    tracking_uri: str | None,
+    no_tracking: bool,
+    as_json: bool,
+    workers: str | None,
+    **flags: Any,
+) -> None:
+    """Run STUDY (a YAML file, or the name of a shipped one), or the embedded default, to its number of trials.
+
+    The same command again continues where it stopped. Ctrl-C stops neatly; a second one at once.
+    """
+    from hpsearch import actions
+    from hpsearch.resources import study_file
+    from hpsearch.spec import load_spec
+
+    count = int(workers) if workers and workers.isdigit() else workers
+    spec = load_spec(study_file(study or Path("digits")), settings, flags | {"workers": count})
+    where = located(storage, tracking_uri, not no_tracking)
+    from rich.console import Console
+
+    from hpsearch.terminal import Lines, LiveTable
+
+    console = Console(stderr=as_json)
+    view = LiveTable(console) if console.is_terminal else Lines(console)
+    try:
+        summary = actions.run(spec, where, [view], view.say)
+    finally:
+        view.close()
+    if as_json:
+        click.echo(json.dumps(summary.as_json(), indent=2))
+    else:
+        print_summary(summary)
+
+
+def print_summary(s: Summary) -> None:
+    """The end of a run: best configuration, gain over the default recipe, where everything is."""
+    ending = {"timeout": "stopped at its time limit", "exhausted": "has tried every point of its grid"}.get(s.reason, "is complete")
+    counts = ", ".join(f"{n} {status.lower()}" for status, n in s.counts.items())
+    click.echo(f"\nStudy {s.study} {ending}: {sum(s.counts.values())} trials ({counts}) in {s.seconds:.0f} s")
+    if s.best is None:
+        click.echo("No trial is complete: the report says how each ended.")
+    else:
+        click.secho(f"\nBest: trial {s.best.number}  {score(s.best)}", bold=True)
+        for key, value in s.best.params.items():
+            click.echo(f"  {key:<14}{value:.4g}" if isinstance(value, float) else f"  {key:<14}{value}")
+        click.echo("\n" + gain(s))
+    rows = [("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)]
+    click.echo("")
+    for label, value in rows:
+        if value:
+            click.echo(f"{label + ':':<9}{value}")
+    if s.ui_command:
+        click.echo("         (or `hpsearch ui`, the same page in a sixth of the memory)")
+    if s.tracking_problem:
+        click.echo(f"MLflow is behind: {s.tracking_problem}. The study itself is whole; run the same command to complete it.", err=True)
+
+
+def score(record: TrialRecord) -> str:
+    """A trial's result on a line."""
+    shares = "  ".join(f"{key} {100 * record.metrics[key]:.1f} %" for key in ("accuracy", "f1") if key in record.metrics)
+    return f"val_loss {record.val_loss:.4f}  {shares}"
+
+
+def gain(s: Summary) -> str:
+    """What the search gained over the default recipe, in words."""
+    if s.best is None or s.default is None or s.default.val_loss is None or s.best.val_loss is None:
+        return "Gain: the default recipe (trial 0) has no result to compare with."
+    if s.best.number == s.default.number:
+        return "Gain: none yet; the default recipe (trial 0) is the best so far."
+    text = f"Gain over the default recipe (trial 0: {score(s.default)}):\n  val_loss {s.best.val_loss - s.default.val_loss:+.4f}"
+    if "accuracy" in s.best.metrics and "accuracy" in s.default.metrics:
+        points = 100 * (s.best.metrics["accuracy"] - s.default.metrics["accuracy"])
+        text += f", accuracy {points:+.1f} points on the validation images (one seed each)"
+    return text
+
+
+@main.command("list")
+@stored
+@guarded
+def list_(storage: str | None, as_json: bool) -> None:
+    """List the studies in the storage."""
+    from hpsearch import actions
+
+    studies = actions.list_studies(located(storage, track=False))
+    rows = [actions.overview(study) for study in studies]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'study':<32} {'trials':>7} {'complete':>9} {'best val_loss':>14}  sampler")
+    for row in rows:
+        best = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}"
+        click.echo(f"{row['study']:<32} {row['trials']:>7} {row['complete']:>9} {best:>14}  {row['sampler'] or '-'}")
+
+
+@main.command()
+@click.argument("study", required=False)
+@stored
+@guarded
+def show(study: str | None, storage: str | None, as_json: bool) -> None:
+    """Show the trials of STUDY (may be left out when there is only one)."""
+    from hpsearch import actions
+    from hpsearch.terminal import SHORT, percent, values
+
+    found = actions.show(located(storage, track=False), study)
+    if as_json:
+        click.echo(json.dumps(actions.study_json(found), indent=2))
+        return
+    click.echo(f"{found.name}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
+    click.echo(f"{'trial':>5} {'state':<9}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in SHORT.values()))
+    for r in found.records:
+        loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
+        line = f"{r.number:>5} {r.status.value.lower():<9}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
+        click.echo(line + (f"\n      {r.error}" if r.error else ""))
+
+
+@main.command()
+@click.argument("study", required=False)
+@stored
+@guarded
+def best(study: str | None, storage: str | None, as_json: bool) -> None:
+    """Print the best configuration of STUDY and the command that trains it."""
+    from hpsearch import actions
+
+    found, record = actions.best(located(storage, track=False), study)
+    if as_json:
+        click.echo(json.dumps(actions.record_json(record), indent=2))
+        return
+    click.echo(f"{found.name}: trial {record.number}  {score(record)}")
+    for key, value in record.params.items():
+        click.echo(f"  {key}: {value}")
+    if record.checkpoint:
+        click.echo(f"weights: {record.checkpoint}")
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="file to write")
+@stored
+@guarded
+def report(study: str | None, output: Path | None, storage: str | None, as_json: bool) -> None:
+    """Write the page of STUDY: one self-contained HTML file that opens offline."""
+    from hpsearch import actions
+
+    path = actions.report(located(storage), study, output)
+    click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+
+
+@main.command()
+@click.option("--tracking-uri", metavar="URI", help="MLflow store  [default: MLflow's own, mlflow.db here]")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("-p", "--port", default=5000, show_default=True)
+@guarded
+def ui(tracking_uri: str | None, host: str, port: int) -> None:
+    """Open MLflow's own page on the runs, lean: 2 processes instead of 15."""
+    from hpsearch import actions
+
+    command = actions.ui(located(None, tracking_uri), host, port)
+    click.echo(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", err=True)
+    try:
+        code = subprocess.call(command)
+    except OSError as error:
+        raise FixSetup(f"MLflow could not be started: {error}") from None
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Carrying jobs to workers: in this process, in processes of their own."""

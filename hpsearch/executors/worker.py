@@ -1,0 +1,68 @@
+"""What runs on the worker's side of any executor: build the kernel, drive its sessions."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpsearch.errors import FixSetup, HpsearchError
+from hpsearch.types import Job, Kernel, Message, Outcome, Progress, Status
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRef:
+    """How a worker builds its kernel: "package.module:function" and the JSON-able configuration to call it with."""
+
+    target: str
+    config: Mapping[str, Any]
+
+    def build(self) -> Kernel:
+        """Import the function and call it."""
+        module, _, name = self.target.partition(":")
+        make: Callable[[Mapping[str, Any]], Kernel] = getattr(importlib.import_module(module), name)
+        return make(self.config)
+
+
+def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
+    """Build the kernel and load what trials share; what went wrong is in the message."""
+    try:
+        kernel = ref.build()
+        return kernel, Message(worker, None, facts=kernel.facts())
+    except HpsearchError as error:
+        return None, Message(worker, None, error=error)
+    except Exception:
+        return None, Message(worker, None, error=FixSetup(f"worker {worker} could not start:\n{traceback.format_exc()}"))
+
+
+def drive(kernel: Kernel, job: Job, worker: int) -> Generator[Message, frozenset[int], None]:
+    """Run a job's session: yields its messages, the last one `done`; is sent the trials to stop after each.
+
+    Whatever a session raises ends its live trials as FAILED, never the worker.
+    """
+    live = {trial.number for trial in job.trials}
+    stop: frozenset[int] = frozenset()
+    try:
+        session = kernel.session(job)
+        step = next(session)
+        while True:
+            live -= {item.trial for item in step if isinstance(item, Outcome)}
+            stop = yield Message(worker, job.id, step=step)
+            step = session.send(stop)
+    except StopIteration:
+        reason = "the session ended without an outcome for this trial"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    yield Message(worker, job.id, step=failures(live, reason), done=True)
+
+
+def failures(trials: set[int], reason: str) -> tuple[Outcome, ...]:
+    """Outcomes of trials that ended with their session or worker."""
+    return tuple(Outcome(number, Status.FAILED, error=reason) for number in sorted(trials))
+
+
+def wants_answer(message: Message) -> bool:
+    """Whether the session waits for a verdict after this message."""
+    return any(isinstance(item, Progress) for item in message.step)

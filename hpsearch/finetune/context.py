@@ -1,0 +1,35 @@
+"""The device context: what outlives trials in a worker. The kernel takes every shared input through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class DeviceContext:
+    """One device with what was built on it, by key: resident data, pretrained weights, cached features."""
+
+    def __init__(self, device: str = "auto", threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.built: dict[Hashable, Any] = {}
+
+    def fetch(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What was built under `key`, building it on first use."""
+        if key not in self.built:
+            self.built[key] = build()
+        value: T = self.built[key]
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        """Device and versions, JSON-able."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }

@@ -1,0 +1,169 @@
+"""The loop: ask, train, judge, tell. Knows neither Optuna, nor torch, nor MLflow."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hpsearch.types import (
+    EpochDone,
+    Event,
+    Executor,
+    Facts,
+    Job,
+    Message,
+    Outcome,
+    Progress,
+    Searcher,
+    Status,
+    StudyStarted,
+    Tracker,
+    Trial,
+    TrialEnded,
+    TrialRecord,
+    TrialStarted,
+    WorkerReady,
+)
+
+GRACE = 8.0  # seconds that running trials get, after a request to stop, to reach the end of their epoch
+
+
+class Orchestrator:
+    """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        executor: Executor,
+        trackers: Sequence[Tracker],
+        *,
+        budget: int,
+        timeout: float | None = None,
+        ahead: int = 0,
+        stop: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.searcher, self.executor, self.trackers = searcher, executor, trackers
+        self.budget, self.timeout, self.ahead, self.stop = budget, timeout, ahead, stop
+        self.job_ids = itertools.count()
+        self.live: set[int] = set()  # jobs
+        self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
+        self.interrupted: set[int] = set()
+        self.exhausted = False
+        self.facts: Facts | None = None
+        self.best = min((r for r in searcher.records() if r.status is Status.COMPLETE), key=score, default=None)
+
+    def run(self, study: str, spec: Mapping[str, Any]) -> str:
+        """Train until the budget is spent; returns why it ended: "budget", "timeout", "exhausted" or "interrupted".
+
+        Trials that were cut off by a request to stop are not told: the searcher hands them out again next time.
+        """
+        self.record(StudyStarted(study, spec, tuple(self.searcher.records()), self.budget, self.executor.workers))
+        if not self.searcher.remaining(self.budget):
+            return "budget"
+        self.executor.start()
+        begun = time.monotonic()
+        asked_to_stop: float | None = None
+        while True:
+            reason = self.stop()
+            late = self.timeout is not None and time.monotonic() - begun >= self.timeout
+            if reason is not None:
+                asked_to_stop = asked_to_stop or time.monotonic()
+                if not self.live or time.monotonic() - asked_to_stop > GRACE:
+                    return reason
+            elif late:
+                if not self.live:
+                    return "timeout"
+            elif self.facts is not None:
+                self.feed()
+                if not self.live and not self.pending():
+                    return "exhausted" if self.searcher.remaining(self.budget) else "budget"
+            for message in self.executor.poll(0.2):
+                self.handle(message, stopping=reason is not None)
+
+    def pending(self) -> bool:
+        """Whether there is a trial to start."""
+        return bool(self.prepared) or (not self.exhausted and self.searcher.remaining(self.budget) > 0)
+
+    def feed(self) -> None:
+        """Give every free worker a trial, then ask ahead while they train."""
+        while self.executor.free() and (trial := self.next_trial()):
+            job = Job(next(self.job_ids), (trial,))
+            self.live.add(job.id)
+            self.executor.submit(job)
+            self.record(TrialStarted(trial, time.time()))
+        while len(self.prepared) < self.ahead and (trial := self.ask()):
+            self.prepared.append(trial)
+
+    def next_trial(self) -> Trial | None:
+        """A trial prepared ahead, or asked now; None when the budget is spent or the space exhausted."""
+        return self.prepared.popleft() if self.prepared else self.ask()
+
+    def ask(self) -> Trial | None:
+        """One trial from the searcher, if the budget allows."""
+        if self.exhausted or not self.searcher.remaining(self.budget):
+            return None
+        trials = self.searcher.ask(1)
+        self.exhausted = not trials
+        return trials[0] if trials else None
+
+    def handle(self, message: Message, stopping: bool) -> None:
+        """Judge progress, tell outcomes; raises the error of a worker that cannot work."""
+        if message.error is not None:
+            raise message.error
+        if message.facts is not None:
+            if self.facts is None:
+                self.facts = message.facts
+                self.searcher.remember(message.facts)
+            self.record(WorkerReady(message.worker, message.facts.values))
+        progress = [item for item in message.step if isinstance(item, Progress)]
+        if progress:
+            assert message.job is not None
+            self.executor.answer(message.job, frozenset(p.trial for p in progress if self.judge(p, stopping)))
+        for item in message.step:
+            if isinstance(item, Outcome):
+                self.end(item)
+        if message.done and message.job is not None:
+            self.live.discard(message.job)
+
+    def judge(self, progress: Progress, stopping: bool) -> bool:
+        """Whether the trial stops here: the pruner says so, or the study is being stopped before its last epoch."""
+        stop = self.searcher.report(progress)
+        if stopping and progress.epoch < progress.epochs:
+            self.interrupted.add(progress.trial)
+        self.record(EpochDone(progress, stop, time.time()))
+        return stop or progress.trial in self.interrupted
+
+    def end(self, outcome: Outcome) -> None:
+        """Tell a trial's outcome, unless it was cut off; keep the weights of the best trial only."""
+        if outcome.trial in self.interrupted:
+            return
+        record = self.searcher.tell(outcome)
+        if record.status is Status.COMPLETE:
+            if self.best is None or score(record) < score(self.best):
+                self.best, loser = record, self.best
+            else:
+                loser = record
+            forget_weights(loser)
+        self.record(TrialEnded(record, self.best.number if self.best else None))
+
+    def record(self, event: Event) -> None:
+        """Tell everybody who listens."""
+        for tracker in self.trackers:
+            tracker.record(event)
+
+
+def score(record: TrialRecord) -> tuple[float, int]:
+    """What is minimised; the earlier trial wins a tie."""
+    return (float("inf") if record.val_loss is None else record.val_loss, record.number)
+
+
+def forget_weights(record: TrialRecord | None) -> None:
+    """Delete a trial's kept weights: checkpoints of losers fill disks."""
+    if record is not None and record.checkpoint is not None:
+        with suppress(OSError):
+            Path(record.checkpoint).unlink()

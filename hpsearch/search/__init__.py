@@ -1,0 +1,1 @@
+"""Samplers, pruners and the study's storage: the only room that knows Optuna."""

@@ -1,0 +1,63 @@
+"""Reading studies back: lists, records, importances. Never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from hpsearch.errors import NotFound, nearest
+from hpsearch.search.searcher import RECORD, record_of
+from hpsearch.types import Status, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study as the storage has it."""
+
+    name: str
+    spec: Mapping[str, Any]  # resolved; empty when another program made the study
+    facts: Mapping[str, Any]
+    records: tuple[TrialRecord, ...]
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """Names of all studies, sorted."""
+    return sorted(study.study_name for study in storage.get_all_studies())
+
+
+def read_study(storage: RDBStorage, name: str) -> StoredStudy:
+    """A study with its trials; NotFound, with the nearest name, when there is none of that name."""
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        known = study_names(storage)
+        raise NotFound(f"no study '{name}': {nearest(name, known) if known else 'the storage is empty'}") from None
+    stored = storage.get_study_user_attrs(study_id).get(RECORD, {})
+    spec = stored.get("spec", {})
+    fixed = {k: v["value"] for k, v in spec.get("space", {}).items() if "value" in v}
+    trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
+    return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed) for t in trials))
+
+
+def best_record(records: tuple[TrialRecord, ...]) -> TrialRecord | None:
+    """The complete trial with the lowest validation loss; the earlier one on a tie."""
+    complete = [r for r in records if r.status is Status.COMPLETE and r.val_loss is not None]
+    return min(complete, key=lambda r: (r.val_loss, r.number), default=None)
+
+
+def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:
+    """How much each hyperparameter matters, largest first, summing to 1, and the name of the method.
+
+    PED-ANOVA (Watanabe et al., 2023) over complete trials; empty when fewer than ten are complete.
+    """
+    method = "PED-ANOVA, complete trials only"
+    study = optuna.load_study(study_name=name, storage=storage)
+    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 10:
+        return (), method
+    values = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    return tuple(values.items()), method

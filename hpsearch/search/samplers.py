@@ -1,0 +1,96 @@
+"""Samplers and pruners by name, and the policy of each towards pruned trials."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hpsearch.errors import FixSetup
+from hpsearch.seeds import seed_for
+from hpsearch.space import Parameter, Space, searched
+from hpsearch.spec import PrunerSpec
+
+STARTUP_TRIALS = 10  # trials a model-based sampler draws at random before it models
+# Modules a sampler imports lazily, some only at its tenth trial: looked for before the first.
+NEEDS: Mapping[str, tuple[str, ...]] = {"gp": ("torch", "scipy"), "cmaes": ("cmaes",), "qmc": ("scipy",)}
+
+POLICY: Mapping[str, str] = {
+    "grid": "Grid points are enumerated; results do not influence them. A pruned point counts as tried.",
+    "random": "Random draws; results do not influence them.",
+    "qmc": "A scrambled Sobol sequence; results do not influence it.",
+    "tpe": "TPE learns from complete and from pruned trials: a pruned trial ranks below all complete ones, by how far it came and its best "
+    "validation loss until then. Failed trials teach it nothing.",
+    "gp": "The Gaussian process learns from complete trials only; pruned and failed trials teach it nothing.",
+    "cmaes": "CMA-ES learns from complete trials only; pruned and failed trials teach it nothing. Choices such as the batch size, without "
+    "order, are drawn at random.",
+}
+
+# How many trials are asked ahead of a free worker: a GP's ask takes 0.2 s and more, longer than it may keep a worker waiting.
+ASK_AHEAD: Mapping[str, int] = {"gp": 1}
+
+
+def preflight(sampler: str) -> None:
+    """Raise FixSetup when a module that the sampler will need is not installed."""
+    for module in NEEDS.get(sampler, ()):
+        if importlib.util.find_spec(module) is None:
+            raise FixSetup(f"the sampler '{sampler}' needs the package '{module}': pip install {module}")
+
+
+def make_sampler(name: str, study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
+    """The sampler called `name`, seeded for one ask.
+
+    A fresh one for every ask makes a suggestion a function of the history and the seed alone, so that an interrupted
+    study goes on as it would have. Sobol points are one sequence per study: their seed is the study's.
+    """
+    seed = seed_for(study_seed, trial, "sampler")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match name:
+            case "tpe":
+                return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+            case "qmc":
+                return optuna.samplers.QMCSampler(seed=seed_for(study_seed, 0, "qmc"), scramble=True, warn_independent_sampling=False)
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False)
+            case _:
+                return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.BasePruner:
+    """The pruner called for, on reports in percent of a trial's planned epochs (10, 20 .. 100)."""
+    first = max(1, round(100 * spec.warmup))
+    name = name or spec.name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match name:
+            case "median":
+                return optuna.pruners.MedianPruner(spec.startup_trials, n_warmup_steps=first)
+            case "halving":
+                return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=spec.reduction_factor)
+            case "hyperband":
+                return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=100, reduction_factor=spec.reduction_factor)
+            case "patient":
+                inner = make_pruner(spec, spec.around)
+                return optuna.pruners.PatientPruner(None if spec.around == "none" else inner, patience=spec.patience)
+            case _:
+                return optuna.pruners.NopPruner()
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's distributions of the parameters that vary."""
+    return {p.name: distribution(p) for p in searched(space)}
+
+
+def distribution(p: Parameter) -> BaseDistribution:
+    """One parameter as Optuna's distribution."""
+    if p.kind == "float":
+        return FloatDistribution(p.low, p.high, log=p.log, step=p.step)
+    if p.kind == "int":
+        return IntDistribution(int(p.low), int(p.high), log=p.log, step=int(p.step or 1))
+    return CategoricalDistribution(p.choices)

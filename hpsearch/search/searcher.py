@@ -1,0 +1,345 @@
+"""The searcher: proposes trials, judges their progress, and remembers how they ended."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.errors import ChooseAnotherName, FixSetup
+from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
+from hpsearch.search.store import Writer
+from hpsearch.seeds import seed_for
+from hpsearch.space import default_params, grid_points
+from hpsearch.spec import StudySpec
+from hpsearch.types import Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
+
+TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
+RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
+STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
+STATUSES = {v: k for k, v in STATES.items()}
+
+
+class OptunaSearcher:
+    """One study: a working copy in memory, carried to `storage` by a writer thread.
+
+    Pruning compares trials at equal progress: epochs is itself searched, and the fourth of 5 epochs is not the fourth of
+    15. So reports are made in percent of the planned epochs, with the best validation loss so far, which is what a trial
+    scores.
+    """
+
+    def __init__(self, spec: StudySpec, storage: RDBStorage) -> None:
+        preflight(spec.sampler)
+        self.spec = spec
+        self.space = spec.parameters()
+        self.varied = distributions(self.space)
+        self.fixed = {p.name: p.default for p in self.space if p.name not in self.varied}
+        self.storage = storage
+        self.study_id = open_study(storage, spec)
+        self.memory = InMemoryStorage()
+        self.study = optuna.create_study(storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner))
+        self.ids: dict[int, int] = {}  # trial number -> id in the storage; touched by the writer's thread only
+        self.curves: dict[int, list[dict[str, float]]] = {}
+        self.best: dict[int, float] = {}  # best validation loss so far of live trials
+        self.trials: dict[int, Trial] = {}  # live trials
+        self.started: dict[int, float] = {}
+        self.again: deque[Trial] = deque()  # interrupted in an earlier session
+        self.recall()
+        self.plan = self.planned()
+        self.writer = Writer()
+
+    # ------------------------------------------------------------ resume
+
+    def recall(self) -> None:
+        """Copy the stored trials into memory; those that did not end are to be trained again, under their number."""
+        for key, value in self.storage.get_study_system_attrs(self.study_id).items():
+            self.memory.set_study_system_attr(self.study._study_id, key, value)
+        for stored in sorted(self.storage.get_all_trials(self.study_id), key=lambda t: t.number):
+            self.ids[stored.number] = stored._trial_id
+            if not stored.state.is_finished():
+                attempt = 1 + int(stored.user_attrs.get(RECORD, {}).get("attempt", 1))
+                stored.state, stored.intermediate_values = TrialState.RUNNING, {}
+                params = self.fixed | stored.params
+                self.again.append(Trial(stored.number, params, attempt, stored.user_attrs.get(RECORD, {}).get("origin", "sampled")))
+            self.memory.create_new_trial(self.study._study_id, stored)
+
+    def planned(self) -> Iterator[Trial]:
+        """Trials that no sampler draws: the default recipe, then, for a grid, every point in shuffled order, once."""
+        earlier = self.memory.get_all_trials(self.study._study_id, deepcopy=False)
+        seen, number = {point_key(self.fixed | t.params) for t in earlier}, len(earlier)
+        default = default_params(self.space)
+        if number == 0:
+            yield Trial(0, default, origin="default")
+            number, seen = 1, {point_key(default)}
+        if self.spec.sampler == "grid":
+            points = list(grid_points(self.space))
+            random.Random(seed_for(self.spec.seed, 0, "grid")).shuffle(points)
+            for point in points:
+                if point_key(point) not in seen:
+                    yield Trial(number, point, origin="grid")
+                    number += 1
+
+    # ------------------------------------------------------------ the loop's three verbs
+
+    def ask(self, n: int = 1) -> tuple[Trial, ...]:
+        """Up to `n` next trials: interrupted ones first, then planned, then sampled; none when a grid is exhausted."""
+        out: list[Trial] = []
+        while len(out) < n:
+            if self.again:
+                trial = self.again.popleft()
+            elif (planned := next(self.plan, None)) is not None:
+                self.create(planned)
+                trial = planned
+            elif self.spec.sampler == "grid":
+                break
+            else:
+                trial = self.sample()
+            self.begin(trial)
+            out.append(trial)
+        return tuple(out)
+
+    def report(self, progress: Progress) -> bool:
+        """Take note of an epoch; True when the pruner wants the trial stopped."""
+        number = progress.trial
+        self.curves[number].append(progress.row())
+        best = self.best[number] = min(self.best.get(number, float("inf")), progress.val_loss)
+        done = progress.epoch * TICKS // progress.epochs
+        before = (progress.epoch - 1) * TICKS // progress.epochs
+        if done == before:
+            return False
+        memory_id = self.memory_id(number)
+        for tick in range(before + 1, done + 1):
+            self.memory.set_trial_intermediate_value(memory_id, tick * 100 // TICKS, best)
+        if progress.epoch >= progress.epochs:
+            return False
+        return bool(self.study.pruner.prune(self.study, self.memory.get_trial(memory_id)))
+
+    def tell(self, outcome: Outcome) -> TrialRecord:
+        """Take note of how a trial ended and queue it for the storage."""
+        number, memory_id = outcome.trial, self.memory_id(outcome.trial)
+        record = TrialRecord(
+            number=number,
+            status=outcome.status,
+            params=self.trials[number].params,
+            origin=self.trials[number].origin,
+            attempt=self.trials[number].attempt,
+            val_loss=outcome.val_loss,
+            best_epoch=outcome.epoch,
+            seconds=outcome.seconds,
+            started=self.started[number],
+            ended=time.time(),
+            metrics=dict(outcome.metrics),
+            effective=dict(outcome.effective),
+            curve=self.curves.pop(number),
+            checkpoint=outcome.checkpoint,
+            error=outcome.error,
+        )
+        self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
+        if outcome.status is Status.COMPLETE:
+            self.study.tell(number, outcome.val_loss)
+        elif outcome.status is Status.PRUNED:
+            self.study.tell(number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(number, state=TrialState.FAIL)
+        for live in (self.best, self.trials, self.started):
+            live.pop(number, None)
+        ended = self.memory.get_trial(memory_id)
+        self.writer.put(lambda: self.store_end(ended, record))
+        return record
+
+    def records(self) -> Iterator[TrialRecord]:
+        """Every trial so far, in order of number."""
+        for trial in self.memory.get_all_trials(self.study._study_id, deepcopy=False):
+            yield record_of(trial, self.fixed)
+
+    def remaining(self, budget: int) -> int:
+        """How many trials may still be asked for: interrupted ones, and what the study lacks to `budget` in all."""
+        return len(self.again) + max(0, budget - self.memory.get_n_trials(self.study._study_id))
+
+    def remember(self, facts: Facts) -> None:
+        """Keep what the first worker found out with the study."""
+        stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
+        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": dict(facts.values)}))
+
+    def close(self) -> None:
+        """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
+        for number in self.trials:
+            self.writer.put(lambda number=number: self.requeue(number))  # type: ignore[misc]
+        self.writer.close()
+
+    # ------------------------------------------------------------ helpers
+
+    def memory_id(self, number: int) -> int:
+        """Id of a trial in the working copy."""
+        return self.memory.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    def sample(self) -> Trial:
+        """One configuration from the sampler, seeded by the trial's number."""
+        self.study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.memory.get_n_trials(self.study._study_id))
+        asked = self.study.ask(dict(self.varied))
+        return Trial(asked.number, self.fixed | asked.params)
+
+    def create(self, trial: Trial) -> None:
+        """Put a planned trial into the working copy."""
+        varied = {k: v for k, v in trial.params.items() if k in self.varied}
+        self.memory.create_new_trial(self.study._study_id, running(varied, self.varied))
+
+    def begin(self, trial: Trial) -> None:
+        """Open a trial for reports, and queue its row for the storage."""
+        self.trials[trial.number], self.curves[trial.number] = trial, []
+        self.started[trial.number] = time.time()
+        memory_id = self.memory_id(trial.number)
+        self.memory.set_trial_user_attr(memory_id, RECORD, {"origin": trial.origin, "attempt": trial.attempt})
+        frozen = self.memory.get_trial(memory_id)
+        shared = self.memory.get_study_system_attrs(self.study._study_id)
+        self.writer.put(lambda: self.store_start(frozen, dict(shared)))
+
+    # ------------------------------------------------------------ the writer's side
+
+    def store_start(self, trial: FrozenTrial, shared: Mapping[str, Any]) -> None:
+        """Create the trial's row, or reopen it for another attempt."""
+        known = self.ids.get(trial.number)
+        if known is not None:
+            self.storage.set_trial_user_attr(known, RECORD, trial.user_attrs[RECORD])
+            self.storage.set_trial_state_values(known, TrialState.RUNNING)
+            return
+        trial_id = self.storage.create_new_trial(self.study_id, trial)
+        number = self.storage.get_trial_number_from_id(trial_id)
+        if number != trial.number:
+            raise FixSetup(f"another program added trial {number} to this study")
+        self.ids[number] = trial_id
+        for key, value in shared.items():
+            self.storage.set_study_system_attr(self.study_id, key, value)
+
+    def store_end(self, trial: FrozenTrial, record: TrialRecord) -> None:
+        """Write reports, attributes and, last, the state: a row that says it ended is whole."""
+        trial_id = self.ids[trial.number]
+        for step, value in trial.intermediate_values.items():
+            self.storage.set_trial_intermediate_value(trial_id, step, value)
+        for key, value in trial.system_attrs.items():
+            self.storage.set_trial_system_attr(trial_id, key, value)
+        self.storage.set_trial_user_attr(trial_id, RECORD, extras(record))
+        if "accuracy" in record.metrics:
+            self.storage.set_trial_user_attr(trial_id, "accuracy", record.metrics["accuracy"])
+        self.storage.set_trial_state_values(trial_id, trial.state, trial.values)
+
+    def requeue(self, number: int) -> None:
+        """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""
+        if number in self.ids:
+            self.storage.set_trial_state_values(self.ids[number], TrialState.WAITING)
+
+
+# ---------------------------------------------------------------- the study's row
+
+
+def open_study(storage: RDBStorage, spec: StudySpec) -> int:
+    """The study's id in the storage, creating it; ChooseAnotherName when one of that name is another study."""
+    name = spec.study_name()
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        study_id = storage.create_new_study([StudyDirection.MINIMIZE], name)
+        storage.set_study_user_attr(study_id, RECORD, {"spec": spec.resolved(), "digest": spec.digest()})
+        return study_id
+    stored = storage.get_study_user_attrs(study_id).get(RECORD)
+    if stored is None:
+        if storage.get_n_trials(study_id):
+            raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
+        stored = {"spec": spec.resolved()}
+    changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in ("name", "trials", "timeout", "workers")})
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise ChooseAnotherName(
+            f"the study '{name}' exists and differs in what makes its trials comparable:\n{listed}\n"
+            "choose another --name, or repeat the command as it was to continue that study"
+        )
+    storage.set_study_user_attr(study_id, RECORD, stored | {"spec": spec.resolved(), "digest": spec.digest()})
+    return study_id
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf in which two resolved studies differ."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{where}{key}.")
+        elif a != b:
+            lines.append(f"{where}{key}: {a} -> {b}")
+    return lines
+
+
+# ---------------------------------------------------------------- rows
+
+
+def point_key(params: Params) -> tuple[tuple[str, object], ...]:
+    """A configuration as something hashable."""
+    return tuple(sorted(params.items()))
+
+
+def running(params: Params, dists: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """A template for a trial that begins now."""
+    return FrozenTrial(
+        number=-1,  # the storage gives number and id
+        trial_id=-1,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=datetime.now(),
+        datetime_complete=None,
+        params=dict(params),
+        distributions=dict(dists),
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+    )
+
+
+def extras(record: TrialRecord) -> dict[str, Any]:
+    """What of a record Optuna has no column for, JSON-able."""
+    return {
+        "status": record.status.value,
+        "origin": record.origin,
+        "attempt": record.attempt,
+        "best_epoch": record.best_epoch,
+        "seconds": record.seconds,
+        "started": record.started,
+        "ended": record.ended,
+        "metrics": dict(record.metrics),
+        "effective": dict(record.effective),
+        "curve": list(record.curve),
+        "checkpoint": record.checkpoint,
+        "error": record.error,
+    }
+
+
+def record_of(trial: FrozenTrial, fixed: Params) -> TrialRecord:
+    """A stored trial as a record."""
+    more: dict[str, Any] = trial.user_attrs.get(RECORD, {})
+    blank = TrialRecord(
+        number=trial.number,
+        status=STATUSES.get(trial.state, Status.RUNNING),
+        params={**fixed, **trial.params},
+        origin="sampled",
+        attempt=1,
+        val_loss=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        best_epoch=None,
+        seconds=0.0,
+        started=trial.datetime_start.astimezone(UTC).timestamp() if trial.datetime_start else None,
+        ended=None,
+        metrics={},
+        effective={},
+        curve=(),
+        checkpoint=None,
+        error=None,
+    )
+    return replace(blank, **{k: v for k, v in more.items() if k != "status"})

@@ -1,0 +1,178 @@
+"""The study's storage: Optuna's own tables, in a file that its tools open; written behind, by one thread.
+
+An ask or a tell in SQLite takes 10 to 200 ms; in memory under 1 ms, TPE's modelling apart. So the loop works on a copy
+in memory and this module carries every change to the storage, in order, off the training path.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+from hpsearch.errors import FixInput, FixSetup
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+RETRY_SECONDS = 300.0  # how long a locked or full storage is waited for, while training goes on
+
+
+def storage_url(given: str | None, folder: Path) -> str:
+    """The URL of the storage: a given URL or file name, else `hpsearch.db` in `folder`."""
+    if given is None:
+        return f"sqlite:///{(folder / 'hpsearch.db').resolve()}"
+    return given if "://" in given else f"sqlite:///{Path(given).resolve()}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file behind an SQLite URL; None for a server. FixInput when it is no URL, or a storage in memory."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        raise FixInput("--storage is not a storage URL; use a file name, sqlite:///file.db or postgresql+psycopg://host/name") from None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if not parsed.database or parsed.database == ":memory:":
+        raise FixInput("a storage in memory would be lost at the end; name a file, such as sqlite:///hpsearch.db")
+    return Path(parsed.database)
+
+
+def shown(url: str) -> str:
+    """The URL without its password, for messages and records."""
+    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str, create: bool = False) -> RDBStorage:
+    """Optuna's storage at `url`; tables are made only with `create`.
+
+    Raises FixSetup, before touching it, when the file is not Optuna's, is damaged, or its folder cannot be written.
+    """
+    path = sqlite_path(url)
+    if path is not None:
+        check_sqlite(path, create)
+    try:
+        with creation_lock(path if create else None):
+            kwargs = {"connect_args": {"timeout": 20}} if path is not None else {}
+            storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=not create)
+    except (SQLAlchemyError, RuntimeError, ImportError) as error:
+        raise FixSetup(f"the storage {shown(url)} cannot be opened: {str(error).splitlines()[0]}") from None
+    if path is not None and create:
+        event.listen(storage.engine, "connect", set_pragmas)
+        event.listen(storage.engine, "begin", begin_immediate)
+        storage.engine.dispose()
+    return storage
+
+
+@contextmanager
+def creation_lock(path: Path | None) -> Iterator[None]:
+    """One process at a time creates tables: two at once kill each other (optuna #4621)."""
+    if path is None:
+        yield
+        return
+    lock = FileLock(f"{path}.lock")
+    try:
+        with lock.acquire(timeout=60):
+            yield
+    except Timeout:
+        raise FixSetup(f"another process has been creating {path} for a minute; if none is, remove {path}.lock") from None
+
+
+def check_sqlite(path: Path, create: bool) -> None:
+    """Raise FixSetup unless `path` is an Optuna file, or can become one."""
+    if not path.exists():
+        if not create:
+            raise FixSetup(f"there is no storage {path}: run a study first, or name another with --storage")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe = path.parent / f".{path.name}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise FixSetup(f"the folder {path.parent} cannot be written ({error.strerror}): go elsewhere or use --storage") from None
+        return
+    try:
+        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        db.close()
+    except (sqlite3.Error, OSError) as error:
+        raise FixSetup(f"{path} is not a readable SQLite file ({error}): name another with --storage, or restore it from a copy") from None
+    if "experiments" in tables and "runs" in tables:
+        raise FixSetup(f"{path} is MLflow's file; Optuna and MLflow refuse to share one: name another with --storage")
+    if tables and "studies" not in tables:
+        raise FixSetup(
+            f"{path} holds other tables ({', '.join(sorted(tables)[:3])} ...) and no Optuna study: name another file with --storage"
+        )
+    if not tables and not create:
+        raise FixSetup(f"{path} holds no study yet: run one first, or name another with --storage")
+
+
+def set_pragmas(connection: Any, record: object) -> None:
+    """Readers never block the writer (WAL), and a committed row is on the disk."""
+    del record
+    connection.isolation_level = None  # begin_immediate issues BEGIN itself
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def begin_immediate(connection: sqlalchemy.Connection) -> None:
+    """Take the write lock first: a read that turns into a write fails under concurrency (optuna #4994)."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+class Writer:
+    """Executes writes one after the other on its own thread, waiting out a storage that is locked for a while."""
+
+    def __init__(self) -> None:
+        self.waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self.run, name="storage-writer", daemon=True)
+        self.thread.start()
+
+    def put(self, write: Callable[[], None]) -> None:
+        """Queue a write; raises FixSetup when an earlier one failed for good."""
+        self.check()
+        self.waiting.put(write)
+
+    def check(self) -> None:
+        """Raise FixSetup when a write failed for good."""
+        if self.error is not None:
+            reason = str(self.error).splitlines()[0]
+            raise FixSetup(f"the storage cannot be written: {reason}. What was stored before is kept; repair it and repeat the command")
+
+    def close(self) -> None:
+        """Finish what is queued; raises FixSetup when something could not be written."""
+        self.waiting.put(None)
+        self.thread.join()
+        self.check()
+
+    def run(self) -> None:
+        """The thread: nothing after a failed write is written, so that the storage stays a prefix of the truth."""
+        while (write := self.waiting.get()) is not None:
+            if self.error is None:
+                try:
+                    self.attempt(write)
+                except Exception as error:  # told to the loop by check()
+                    self.error = error
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """One write, repeated while the database is locked or the disk full, at most RETRY_SECONDS."""
+        give_up = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return write()
+            except (OperationalError, optuna.exceptions.StorageInternalError):
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.5)

@@ -1,0 +1,215 @@
+"""What a person sees in the terminal: a live table, or one line per trial when output is piped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from hpsearch.types import (
+    EpochDone,
+    Event,
+    Params,
+    Progress,
+    Status,
+    StudyEnded,
+    StudyStarted,
+    Trial,
+    TrialEnded,
+    TrialRecord,
+    TrialStarted,
+    WorkerReady,
+)
+
+SHORT = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "epochs": "epochs",
+    "weight_decay": "decay",
+    "dropout": "drop",
+    "frozen_layers": "frozen",
+}
+COLOURS = {Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
+SHOWN = 12  # trials in the live table
+
+
+def brief(value: object) -> str:
+    """A hyperparameter in at most seven characters."""
+    if isinstance(value, float):
+        return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 0.01 else f"{value:.3g}"
+    return str(value)
+
+
+def settings(params: Params) -> str:
+    """A configuration on one line."""
+    return " ".join(f"{SHORT.get(k, k)}={brief(v)}" for k, v in params.items())
+
+
+def percent(metrics: Mapping[str, float], key: str = "accuracy") -> str:
+    """A share as a percentage, or a dash."""
+    return f"{100 * metrics[key]:.1f}" if key in metrics else "-"
+
+
+class Board:
+    """What both forms of output know of the study."""
+
+    def __init__(self) -> None:
+        self.study, self.budget, self.workers, self.sampler = "", 0, 0, ""
+        self.begun = time.monotonic()
+        self.running: dict[int, tuple[Trial, Progress | None]] = {}
+        self.ended: list[TrialRecord] = []
+        self.best: TrialRecord | None = None
+        self.facts: Mapping[str, Any] = {}
+
+    def note(self, event: Event) -> None:
+        """Take an event into account."""
+        match event:
+            case StudyStarted(study, spec, records, budget, workers):
+                self.study, self.budget, self.workers = study, budget, workers
+                self.sampler = f"{spec['sampler']}, pruner {spec['pruner']['name']}"
+                for record in records:
+                    if record.status is not Status.RUNNING:
+                        self.end(record)
+            case WorkerReady(_, facts):
+                self.facts = facts
+            case TrialStarted(trial, _):
+                self.running[trial.number] = (trial, None)
+            case EpochDone(progress, _, _):
+                self.running[progress.trial] = (self.running[progress.trial][0], progress)
+            case TrialEnded(record, _):
+                self.running.pop(record.number, None)
+                self.end(record)
+            case StudyEnded():
+                self.running.clear()
+
+    def end(self, record: TrialRecord) -> None:
+        """Count an ended trial."""
+        self.ended.append(record)
+        if record.status is Status.COMPLETE and (self.best is None or (record.val_loss or 0) < (self.best.val_loss or 0)):
+            self.best = record
+
+    def headline(self) -> str:
+        """Where the study stands, in a line."""
+        fates = {s: sum(r.status is s for r in self.ended) for s in (Status.COMPLETE, Status.PRUNED, Status.FAILED)}
+        counts = ", ".join(f"{n} {s.value.lower()}" for s, n in fates.items() if n)
+        return f"{len(self.ended)}/{self.budget} trials" + (f" ({counts})" if counts else "")
+
+
+def task(facts: Mapping[str, Any]) -> str:
+    """What is being trained on what, in a line."""
+    images = "/".join(str(facts.get(f"{part}_images", "?")) for part in ("train", "val", "test"))
+    model = f"{facts.get('model')} ({facts.get('parameters', 0):,} parameters)"
+    return f"{model} on {facts.get('data')}: {images} train/val/test images, {facts.get('device')}"
+
+
+class Lines:
+    """One line per event worth one: for pipes, logs and CI."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.board = console, Board()
+
+    def say(self, text: str) -> None:
+        """Announce a long step."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def record(self, event: Event) -> None:
+        """Print what the event is worth."""
+        first_facts = isinstance(event, WorkerReady) and not self.board.facts
+        self.board.note(event)
+        match event:
+            case StudyStarted():
+                self.say(f"Study {self.board.study}: {self.board.headline()}, sampler {self.board.sampler}, {self.board.workers} workers")
+            case WorkerReady() if first_facts:
+                self.say(task(self.board.facts))
+            case TrialEnded(record, best):
+                self.say(self.line(record, best))
+
+    def line(self, record: TrialRecord, best: int | None) -> str:
+        """One ended trial."""
+        loss = f"val_loss {record.val_loss:.4f} acc {percent(record.metrics)} %" if record.val_loss is not None else record.error or ""
+        star = "  best" if best == record.number and record.status is Status.COMPLETE else ""
+        head = f"[{len(self.board.ended)}/{self.board.budget}] trial {record.number} {record.status.value.lower()}"
+        return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{star}"
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class LiveTable:
+    """A table that updates in place."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.board = console, Board()
+        self.doing = "Starting"
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=5, transient=False)
+        self.live.start()
+
+    def say(self, text: str) -> None:
+        """Announce a long step under the table."""
+        self.doing = text
+
+    def record(self, event: Event) -> None:
+        """Take note; the table redraws itself five times a second."""
+        self.board.note(event)
+        if isinstance(event, WorkerReady):
+            self.doing = ""
+        elif isinstance(event, StudyEnded):
+            self.doing = "Completing the MLflow mirror"
+
+    def close(self) -> None:
+        """Leave the last table standing."""
+        if self.live.is_started:
+            self.doing = ""
+            self.live.stop()
+
+    def render(self) -> Group:
+        """Everything on the screen."""
+        board = self.board
+        elapsed = time.monotonic() - board.begun
+        head = Text(f"{board.study or 'hpsearch'}  {board.headline() if board.budget else ''}  {elapsed:.0f} s", style="bold")
+        if board.sampler:
+            head.append(f"  {board.sampler}", style="not bold dim")
+        parts: list[Any] = [head]
+        if board.facts:
+            parts.append(Text(task(board.facts), style="dim", overflow="ellipsis", no_wrap=True))
+        if board.running or board.ended:
+            parts.append(self.table())
+        if board.best is not None:
+            parts.append(
+                Text(
+                    f"best: trial {board.best.number}, val_loss {board.best.val_loss:.4f}, accuracy {percent(board.best.metrics)} %",
+                    style="green",
+                )
+            )
+        if self.doing:
+            parts.append(Spinner("dots", text=self.doing))
+        return Group(*parts)
+
+    def table(self) -> Table:
+        """Running trials, then the latest ended ones."""
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for title in ("trial", "state", "epoch", "val_loss", "acc %", *SHORT.values()):
+            table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+        for number, (trial, progress) in sorted(self.board.running.items()):
+            at = f"{progress.epoch}/{progress.epochs}" if progress else f"0/{trial.params.get('epochs', '?')}"
+            loss = f"{progress.val_loss:.4f}" if progress else ""
+            accuracy = percent(progress.metrics) if progress else ""
+            table.add_row(str(number), "running", at, loss, accuracy, *values(trial.params), style=COLOURS[Status.RUNNING])
+        for record in reversed(self.board.ended[-SHOWN:]):
+            at = f"{len(record.curve)}/{record.params.get('epochs', '?')}"
+            loss = f"{record.val_loss:.4f}" if record.val_loss is not None else "-"
+            star = " *" if self.board.best is record else ""
+            state = Text(record.status.value.lower() + star, style=COLOURS[record.status])
+            table.add_row(str(record.number), state, at, loss, percent(record.metrics), *values(record.params))
+        return table
+
+
+def values(params: Params) -> list[str]:
+    """A configuration as the table's columns."""
+    return [brief(params.get(name, "")) for name in SHORT]

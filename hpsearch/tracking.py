@@ -1,0 +1,346 @@
+"""The MLflow mirror of a study: one experiment, a parent run, a child run per trial. The only room that knows MLflow.
+
+MLflow costs 4 to 30 ms a call and seconds to import, and its server may be slow or dead. So it lives in a process of
+its own, at low priority, fed by a queue that never blocks. Optuna's storage is the truth; this is a mirror of it.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import queue
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpsearch import __version__
+from hpsearch.errors import FixInput
+from hpsearch.types import (
+    EpochDone,
+    Event,
+    Status,
+    StudyEnded,
+    StudyStarted,
+    Trial,
+    TrialEnded,
+    TrialRecord,
+    TrialStarted,
+    WorkerReady,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is sent
+DRAIN_SECONDS = 120.0  # how long the end of a study waits for what is still queued
+BATCH = 900  # metrics in one request; MLflow takes 1000
+STATUS = {Status.COMPLETE: "FINISHED", Status.PRUNED: "KILLED", Status.FAILED: "FAILED"}  # as MLflow's own Optuna storage has it
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+class NoTracker:
+    """Listens to nothing."""
+
+    def record(self, event: Event) -> None:
+        """Ignore the event."""
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+def tracking_uri(given: str | None, folder: Path) -> str:
+    """Where MLflow's store is: `given`, else MLFLOW_TRACKING_URI, else MLflow's own default, mlflow.db in `folder`.
+
+    FixInput for a kind of store that MLflow cannot write.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if "://" not in uri or scheme not in SCHEMES:
+        raise FixInput(f"--tracking-uri '{uri}': MLflow no longer writes to plain folders; use sqlite:///mlflow.db or http://host:port")
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+class MlflowTracker:
+    """Sends events to the mirror's process; `record` returns at once whatever MLflow does."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        quiet_environment()
+        context = multiprocessing.get_context("spawn")
+        self.events: multiprocessing.Queue[Event | None] = context.Queue()
+        self.answers: multiprocessing.Queue[str] = context.Queue()
+        self.process = context.Process(
+            target=serve, args=(self.events, self.answers, uri, str(folder)), name="hpsearch-mlflow", daemon=True
+        )
+        self.process.start()
+        self.problem: str | None = None
+
+    def record(self, event: Event) -> None:
+        """Queue the event."""
+        self.events.put(event)
+
+    def close(self) -> None:
+        """Wait until the mirror is complete, at most DRAIN_SECONDS; `problem` then says what is missing, if anything."""
+        self.events.put(None)
+        give_up = time.monotonic() + DRAIN_SECONDS
+        while self.problem is None:
+            try:
+                self.problem = self.answers.get(timeout=0.5)
+            except queue.Empty:
+                if not self.process.is_alive():
+                    self.problem = "its process died"
+                elif time.monotonic() > give_up:
+                    self.problem = f"MLflow did not take everything within {DRAIN_SECONDS:.0f} s"
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End the mirror's process at once."""
+        self.process.kill()
+        self.process.join()
+        self.events.cancel_join_thread()
+        self.events.close()
+
+
+def quiet_environment() -> None:
+    """Telemetry off unless the user turned it on, short patience with a dead server; inherited by MLflow's processes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
+# ---------------------------------------------------------------- the mirror's process
+
+
+def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.Queue[str], uri: str, folder: str) -> None:
+    """Mirror events until None comes, then answer with what went wrong ("" when nothing did)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError):
+        os.nice(10)  # training first
+    problem = ""
+    mirror: Mirror | None = None
+    try:
+        create_store(uri)
+        mirror = Mirror(uri)
+        for event in flowing(events):
+            mirror.flush() if event is None else mirror.take(event)
+        mirror.flush()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        with suppress(OSError):
+            (Path(folder) / "tracking.log").write_text(traceback.format_exc())
+        while events.get() is not None:  # keep the queue empty
+            pass
+    answers.put(problem)
+
+
+def flowing(events: multiprocessing.Queue[Event | None]) -> Iterator[Event | None]:
+    """Events as they come, with a None in between whenever FLUSH_SECONDS have passed; ends at the final None."""
+    due = time.monotonic() + FLUSH_SECONDS
+    while True:
+        with suppress(queue.Empty):
+            event = events.get(timeout=max(0.01, due - time.monotonic()))
+            if event is None:
+                return
+            yield event
+        if time.monotonic() >= due:
+            yield None
+            due = time.monotonic() + FLUSH_SECONDS
+
+
+def create_store(uri: str) -> None:
+    """Make a new SQLite store aside and link it into place: a kill half-way would leave a file that never opens again."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.new-{os.getpid()}")
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was first
+            os.link(aside, path)
+    finally:
+        for leftover in path.parent.glob(f"{aside.name}*"):
+            leftover.unlink()
+
+
+class Mirror:
+    """Writes one study into MLflow through explicit run ids: no global active run."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.client: MlflowClient = MlflowClient(uri)
+        self.experiment = ""
+        self.parent = ""
+        self.runs: dict[int, str] = {}  # trial -> run id
+        self.sent: dict[int, int] = {}  # trial -> epochs sent
+        self.trials: dict[int, tuple[Trial, float]] = {}  # running: trial and start
+        self.curves: dict[int, list[tuple[Mapping[str, float], float]]] = {}  # running: epoch row and time
+
+    def take(self, event: Event) -> None:
+        """Take note; only ends are written at once."""
+        match event:
+            case StudyStarted():
+                self.begin(event)
+            case WorkerReady(_, facts):
+                self.describe(facts)
+            case TrialStarted(trial, at):
+                if trial.attempt > 1 and trial.number in self.runs:  # its epochs come again
+                    self.client.delete_run(self.runs.pop(trial.number))
+                self.trials[trial.number], self.curves[trial.number] = (trial, at), []
+            case EpochDone(progress, _, at):
+                self.curves[progress.trial].append((progress.row(), at))
+            case TrialEnded(record, best):
+                self.finish(record)
+                if best == record.number:
+                    self.client.log_metric(self.parent, "best_val_loss", finite(record.val_loss), step=record.number)
+            case StudyEnded():
+                self.end(event)
+
+    # ------------------------------------------------------------ the study
+
+    def begin(self, event: StudyStarted) -> None:
+        """Find or make experiment and parent run, and bring runs of earlier sessions up to date."""
+        from mlflow.entities import Param
+
+        found = self.client.get_experiment_by_name(event.study)
+        if found is None:
+            self.experiment = self.client.create_experiment(event.study, tags={"mlflow.experimentKind": "custom_model_development"})
+        else:
+            self.experiment = found.experiment_id
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(self.experiment)
+        parents = self.search(f"tags.`hpsearch.study` = '{event.study}' AND tags.`hpsearch.kind` = 'study'")
+        if parents:
+            self.parent = parents[0].info.run_id
+            self.client.update_run(self.parent, status="RUNNING")
+        else:
+            tags = {"hpsearch.study": event.study, "hpsearch.kind": "study", "hpsearch.version": __version__}
+            self.parent = self.client.create_run(self.experiment, tags=tags, run_name=event.study).info.run_id
+        spec = event.spec
+        params = [Param(f"{key}", str(spec[key])) for key in ("data", "model", "weights", "objective", "sampler", "seed")]
+        self.client.log_batch(self.parent, params=[*params, Param("pruner", str(spec["pruner"]["name"]))])
+        self.client.set_tag(self.parent, "hpsearch.workers", str(event.workers))
+        for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
+            self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
+            if run.info.status != "RUNNING":
+                self.sent[int(run.data.tags["hpsearch.trial"])] = -1  # whole
+        for record in event.records:
+            if record.status is not Status.RUNNING and self.sent.get(record.number) != -1:
+                self.finish(record)
+
+    def search(self, query: str) -> list[Run]:
+        """All runs of the experiment that match."""
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Put what the worker found on the parent run."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.parent, tags=[RunTag(f"hpsearch.{key}", str(value)[:4000]) for key, value in facts.items()])
+
+    def end(self, event: StudyEnded) -> None:
+        """Close the parent run with the best trial's results and the study's files."""
+        for path in event.artifacts:
+            with suppress(FileNotFoundError):
+                self.client.log_artifact(self.parent, path)
+        if event.best is not None:
+            best = event.best
+            self.client.set_tag(self.parent, "hpsearch.best_trial", str(best.number))
+            self.client.set_tag(self.parent, "hpsearch.best_run_id", self.runs.get(best.number, ""))
+            for key, value in {"val_loss": best.val_loss, **best.metrics}.items():
+                self.client.log_metric(self.parent, f"best_{key}", finite(value), step=best.number)
+            if event.default is not None and event.default.val_loss is not None:
+                self.client.log_metric(self.parent, "default_val_loss", finite(event.default.val_loss))
+        for number in self.trials:
+            if number in self.runs:
+                self.client.set_tag(self.runs[number], "hpsearch.state", "INTERRUPTED")
+                self.client.set_terminated(self.runs[number], "KILLED")
+        self.client.set_tag(self.parent, "hpsearch.ended", event.reason)
+        self.client.set_terminated(self.parent, "KILLED" if event.reason == "interrupted" else "FINISHED")
+
+    # ------------------------------------------------------------ trials
+
+    def flush(self) -> None:
+        """Send the epochs of running trials that have not been sent."""
+        for number, curve in self.curves.items():
+            sent = self.sent.get(number, 0)
+            if len(curve) > sent:
+                trial, at = self.trials[number]
+                run = self.runs.get(number) or self.open(number, trial.params, trial.origin, at)
+                self.log(run, [m for row, at in curve[sent:] for m in points(row, at)])
+                self.sent[number] = len(curve)
+
+    def open(self, number: int, params: Mapping[str, Any], origin: str, at: float | None) -> str:
+        """Make a trial's run with its hyperparameters."""
+        from mlflow.entities import Param
+
+        tags = {"mlflow.parentRunId": self.parent, "hpsearch.trial": str(number), "hpsearch.kind": "trial", "hpsearch.origin": origin}
+        created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=f"trial-{number:04d}")
+        run: str = created.info.run_id
+        self.runs[number] = run
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        return run
+
+    def finish(self, record: TrialRecord) -> None:
+        """Complete a trial's run: epochs not yet sent, summary, state; the status comes last."""
+        from mlflow.entities import Metric, RunTag
+
+        number = record.number
+        times = [at for _, at in self.curves.pop(number, [])]
+        self.trials.pop(number, None)
+        run = self.runs.get(number) or self.open(number, record.params, record.origin, record.started)
+        sent = self.sent.pop(number, 0)
+        rows = list(record.curve)
+        ended = record.ended or time.time()
+        if len(times) != len(rows):
+            times = [(record.started or ended) + row.get("seconds", 0.0) for row in rows]
+        metrics = [m for row, at in list(zip(rows, times, strict=True))[sent:] for m in points(row, at)]
+        summary = {"best_val_loss": record.val_loss, "best_epoch": record.best_epoch, "trial_seconds": record.seconds}
+        summary |= {f"best_{key}": value for key, value in record.metrics.items()}
+        metrics += [Metric(key, finite(value), stamp(ended), 0) for key, value in summary.items() if value is not None]
+        tags = {"hpsearch.state": record.status.value, "hpsearch.attempt": str(record.attempt)}
+        tags |= {f"hpsearch.effective.{key}": str(value) for key, value in record.effective.items()}
+        tags |= {"hpsearch.error": record.error[:4000]} if record.error else {}
+        self.log(run, metrics, [RunTag(key, value) for key, value in tags.items()])
+        self.client.set_terminated(run, STATUS[record.status], stamp(ended))
+
+    def log(self, run: str, metrics: list[Metric], tags: Any = ()) -> None:
+        """Log in as few requests as MLflow's limits allow."""
+        for start in range(0, max(1, len(metrics)), BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + BATCH], tags=tags if start == 0 else ())
+
+
+def points(row: Mapping[str, float], at: float) -> list[Metric]:
+    """An epoch's metrics."""
+    from mlflow.entities import Metric
+
+    return [Metric(key, finite(value), stamp(at), int(row["epoch"])) for key, value in row.items() if key != "epoch"]
+
+
+def finite(value: float | int | None) -> float:
+    """NaN for what is no finite number: MLflow would store infinity as 1.8e308 and ruin every chart's axis."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def stamp(seconds: float | None) -> int:
+    """Milliseconds since the epoch; now when the time is not known."""
+    return int(1000 * (time.time() if seconds is None else seconds))

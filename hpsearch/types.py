@@ -1,0 +1,271 @@
+"""The nouns that cross walls, and the protocols of the rooms. Everything here is frozen, picklable and JSON-able."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, TypeAlias
+
+from hpsearch.errors import HpsearchError
+
+Value: TypeAlias = float | int | str | bool | None
+Params: TypeAlias = Mapping[str, Value]
+
+
+class Status(StrEnum):
+    """The fate of a trial."""
+
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One configuration to train."""
+
+    number: int  # from 0; trial 0 is the default recipe
+    params: Params
+    attempt: int = 1  # k+1 after an interruption
+    origin: str = "sampled"  # "default", "sampled" or "grid"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Trials that a worker runs together; the ordinary job has one."""
+
+    id: int
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One trial after one more epoch."""
+
+    trial: int
+    epoch: int  # 1 .. epochs
+    epochs: int  # planned
+    val_loss: float  # nats per image
+    train_loss: float  # nats per image, mean over the epoch's steps
+    metrics: Mapping[str, float]  # accuracy, precision, recall, f1 in [0, 1]; learning_rate
+    seconds: float  # since the trial started
+
+    def row(self) -> dict[str, float]:
+        """Flat, JSON-able form: what MLflow, the storage and the report keep of an epoch."""
+        return {
+            "epoch": self.epoch,
+            "val_loss": self.val_loss,
+            "train_loss": self.train_loss,
+            **self.metrics,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a trial ended. A failure is a value with its reason in `error`."""
+
+    trial: int
+    status: Status
+    val_loss: float | None = None  # nats, of the epoch whose weights were kept
+    epoch: int | None = None  # that epoch, 1-based
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)  # at that epoch
+    effective: Params = field(default_factory=dict)  # hyperparameters as the trainer used them
+    checkpoint: str | None = None  # path of the kept weights (safetensors)
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a worker found out when it loaded model and data: shown, recorded, and checked against the space."""
+
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """A trial as the storage remembers it: the row behind every table, figure and MLflow run."""
+
+    number: int
+    status: Status
+    params: Params
+    origin: str
+    attempt: int
+    val_loss: float | None
+    best_epoch: int | None
+    seconds: float
+    started: float | None  # seconds since the epoch (UTC)
+    ended: float | None
+    metrics: Mapping[str, float]
+    effective: Params
+    curve: Sequence[Mapping[str, float]]  # `Progress.row` of each epoch
+    checkpoint: str | None
+    error: str | None
+
+
+# ---------------------------------------------------------------- what the orchestrator saw
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStarted:
+    """The loop begins or goes on."""
+
+    study: str
+    spec: Mapping[str, Any]  # resolved
+    records: Sequence[TrialRecord]  # of earlier sessions
+    budget: int  # trials in total
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker has loaded data and weights."""
+
+    worker: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStarted:
+    """A trial was handed to a worker."""
+
+    trial: Trial
+    at: float  # seconds since the epoch (UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """A trial reported an epoch; `stop` is the pruner's verdict."""
+
+    progress: Progress
+    stop: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded:
+    """A trial ended, as the storage remembers it; `best` is the study's best trial number now."""
+
+    record: TrialRecord
+    best: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyEnded:
+    """The loop ended: `reason` is "budget", "timeout", "exhausted" or "interrupted"."""
+
+    reason: str
+    best: TrialRecord | None
+    default: TrialRecord | None  # trial 0, the default recipe
+    artifacts: Sequence[str] = ()  # files that belong to the study: report, resolved spec, best weights
+
+
+Event: TypeAlias = StudyStarted | WorkerReady | TrialStarted | EpochDone | TrialEnded | StudyEnded
+
+
+# ---------------------------------------------------------------- protocols
+
+Step: TypeAlias = tuple[Progress | Outcome, ...]
+Session: TypeAlias = Generator[Step, frozenset[int], None]
+"""Runs a job. Yields what is new (progress of live trials, outcomes of ended ones), is sent the trials to stop."""
+
+
+class Kernel(Protocol):
+    """Trains. Built once per worker from a JSON-able configuration; its device context outlives trials."""
+
+    def facts(self) -> Facts:
+        """Load what trials share; raises `FixInput` or `FixSetup` when that is impossible."""
+        ...
+
+    def session(self, job: Job) -> Session:
+        """A generator over the job's epochs; a trial that fails is an `Outcome`, not an exception."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an executor heard from one worker: facts, or one step of a job (`done` once the job's session ended)."""
+
+    worker: int
+    job: int | None
+    facts: Facts | None = None
+    step: Step = ()
+    done: bool = False
+    error: HpsearchError | None = None  # the worker cannot work: the study ends
+
+
+class Executor(Protocol):
+    """Carries jobs to workers and steps back. Every step with progress waits for `answer`."""
+
+    workers: int
+
+    def start(self) -> None:
+        """Start the workers; each sends its facts once it is ready."""
+        ...
+
+    def free(self) -> int:
+        """How many jobs could start at once."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Queue a job on a free worker."""
+        ...
+
+    def poll(self, timeout: float) -> list[Message]:
+        """What has happened, waiting up to `timeout` seconds for something to happen."""
+        ...
+
+    def answer(self, job: int, stop: frozenset[int]) -> None:
+        """Let the job's session go on, without the trials in `stop`."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, at once."""
+        ...
+
+
+class Tracker(Protocol):
+    """Listens. Never slows the loop and never fails it."""
+
+    def record(self, event: Event) -> None:
+        """Take note; returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing what was recorded."""
+        ...
+
+
+class Searcher(Protocol):
+    """Proposes and judges."""
+
+    def ask(self, n: int) -> tuple[Trial, ...]:
+        """Up to `n` next trials; fewer, or none, when the space is exhausted."""
+        ...
+
+    def report(self, progress: Progress) -> bool:
+        """Take note of an epoch; True when the trial should stop."""
+        ...
+
+    def tell(self, outcome: Outcome) -> TrialRecord:
+        """Take note of how a trial ended."""
+        ...
+
+    def records(self) -> Iterator[TrialRecord]:
+        """Every trial so far, in order of number."""
+        ...
+
+    def remaining(self, budget: int) -> int:
+        """How many trials may still be asked for when the study is to have `budget` in all."""
+        ...
+
+    def remember(self, facts: Facts) -> None:
+        """Keep what the first worker found out with the study."""
+        ...
+
+    def close(self) -> None:
+        """Write what is queued; trials that did not end wait for the next session."""
+        ...

@@ -1,0 +1,94 @@
+"""YAML as study files use it: safe, limited in size and depth, with numbers and duplicate keys as people expect. Only here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpsearch.errors import FixInput
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 20
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number and refuses duplicate keys, aliases and deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose with limits: an alias can expand a small file without bound."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise FixInput(f"{mark(event.start_mark)}: YAML aliases (*name) are not supported; write the values out")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise FixInput(f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A dict whose keys are plain text, each once."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise FixInput(f"{mark(key.start_mark)}: a key must be a plain word")
+            if key.value in seen:
+                raise FixInput(f"{mark(key.start_mark)}: the key '{key.value}' stands twice; keep one")
+            seen.add(key.value)
+        return {str(k): v for k, v in super().construct_mapping(node, deep).items()}
+
+
+# YAML 1.1 wants a dot and a sign in floats, so plain SafeLoader reads 1e-3 as text.
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"), list("-+0123456789.")
+)
+
+
+def mark(position: Any) -> str:
+    """Line and column, from 1."""
+    return f"line {position.line + 1}, column {position.column + 1}"
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Plain values from YAML text; raises FixInput with line and column."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.constructor.ConstructorError as error:
+        if "could not determine a constructor" in str(error):
+            tag = str(error.problem).rsplit("'", 2)[-2]
+            raise FixInput(f"{source}, {mark(error.problem_mark)}: the YAML tag '{tag}' is not allowed; use plain values") from None
+        raise FixInput(f"{source}, {mark(error.problem_mark)}: {error.problem}") from None
+    except yaml.MarkedYAMLError as error:
+        raise FixInput(f"{source} is not YAML: {mark(error.problem_mark)}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FixInput(f"{source} is not YAML: {error}") from None
+    except FixInput as error:
+        raise FixInput(f"{source}, {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a study file; raises FixInput when it cannot be read, is too large, or is no mapping."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise FixInput(f"no study file '{path}'; `hpsearch run` without a file runs the embedded default") from None
+    except UnicodeDecodeError:
+        raise FixInput(f"{path} is not a text file in UTF-8") from None
+    except OSError as error:
+        raise FixInput(f"{path} cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise FixInput(f"{path} is larger than {MAX_BYTES // 1024} KiB: not a study file")
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise FixInput(f"{path} must hold keys such as `sampler: tpe`, not a {type(values).__name__}")
+    return values
