@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.errors import FixSetup, Interrupted, NotFound, WaitOrStop
+from hpsearch.errors import FixInput, FixSetup, Interrupted, NotFound, WaitOrStop
 from hpsearch.types import Status, StudyEnded, Tracker, TrialRecord
 
 if TYPE_CHECKING:
@@ -165,12 +165,15 @@ def finish(
 def crew(spec: StudySpec) -> tuple[int, int]:
     """Workers, and threads for each: their product never exceeds the cores, or two processes spin at each other's barriers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if spec.workers != "auto":
-        return spec.workers, max(1, cores // spec.workers)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and any(Path("/dev").glob("nvidia[0-9]*")):
-        return 1, cores
-    return cores, 1
+    gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    workers = spec.workers if spec.workers != "auto" else 1 if gpu else max(1, cores // spec.threads)
+    if workers * spec.threads > cores:
+        raise FixInput(
+            f"{workers} workers of {spec.threads} thread(s) need more than this machine's {cores} cores, which can make each of them "
+            f"a hundred times slower: use --workers {max(1, cores // spec.threads)} or fewer"
+        )
+    return workers, spec.threads
 
 
 @contextmanager

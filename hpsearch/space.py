@@ -35,15 +35,21 @@ KNOWN: Mapping[str, Known] = {
 
 # What an omitted hyperparameter gets; `default` is the default recipe, trial 0 of every study.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-3, "grid": [3e-4, 1e-3, 3e-3, 1e-2]},
-    "batch_size": {"choices": [16, 32, 64], "default": 32},
-    "epochs": {"low": 4, "high": 16, "default": 10, "grid": [5, 10, 15]},
-    "weight_decay": {"low": 1e-5, "high": 1e-1, "log": True, "default": 1e-2, "grid": [1e-4, 1e-2]},
+    "learning_rate": {"low": 1e-4, "high": 3e-2, "log": True, "default": 1e-3, "grid": [3e-4, 1e-3, 3e-3, 1e-2]},
+    "batch_size": {"choices": [8, 16, 32], "default": 8, "grid": [8, 16]},
+    "epochs": {"low": 3, "high": 20, "default": 15, "grid": [8, 16]},
+    "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-2, "grid": [1e-2]},
     "dropout": {"low": 0.0, "high": 0.5, "default": 0.1, "grid": [0.0, 0.3]},
-    "frozen_layers": {"low": 0, "high": 6, "default": 0, "grid": [0, 2, 4, 6]},
+    "frozen_layers": {"low": 0, "high": 6, "default": 0, "grid": [0, 2, 4, 5]},
 }
 
 ENTRY_KEYS = ("low", "high", "log", "step", "choices", "value", "default", "grid")
+# The three forms of an entry, by their first key, and what each may hold.
+GOES_WITH: Mapping[str, tuple[str, ...]] = {
+    "value": ("value",),
+    "choices": ("choices", "default", "grid"),
+    "low": ("low", "high", "log", "step", "default", "grid"),
+}
 GRID_LIMIT = 1_000_000
 
 
@@ -121,6 +127,9 @@ def parse_parameter(name: str, entry: Any) -> Parameter:
     forms = [form for form in (("value",), ("choices",), ("low", "high")) if any(key in entry for key in form)]
     if len(forms) != 1:
         raise FixInput(f"{where} takes a value, or choices, or low and high; got {', '.join(map(str, entry)) or 'nothing'}")
+    stray = [key for key in entry if key not in GOES_WITH[forms[0][0]]]
+    if stray:
+        raise FixInput(f"{where}.{stray[0]} cannot go with {' and '.join(forms[0])}: remove one of them")
     if "value" in entry:
         value = number(name, entry["value"], where)
         return Parameter(name, "fixed", value, choices=(value,))
@@ -191,10 +200,11 @@ def listed_grid(
 def spread(parameter: Parameter, n: int, where: str) -> tuple[Value, ...]:
     """`n` points from low to high, even on the parameter's own scale; integers rounded, without repeats."""
     if not 1 <= n <= 1000:
-        raise FixInput(f"{where}.grid: the number of points must be 1 to 1000, got {n}")
+        raise FixInput(f"{where}.grid: the number of points must be 1 to 1000, got {told(n)}")
     low, high = (math.log(v) for v in (parameter.low, parameter.high)) if parameter.log else (parameter.low, parameter.high)
     raw = [low + (high - low) * i / max(1, n - 1) for i in range(n)]
     values = [min(max(math.exp(v) if parameter.log else v, parameter.low), parameter.high) for v in raw]
+    values[0], values[-1] = parameter.low, parameter.high if n > 1 else parameter.low  # exp(log(x)) is not x
     return tuple(dict.fromkeys(round(v) if parameter.kind == "int" else v for v in values))
 
 
@@ -205,20 +215,32 @@ def number(name: str, value: Any, where: str, bounded: bool = True) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise FixInput(f"{where} must be a number, got '{value}'") from None
+            raise FixInput(f"{where} must be a number, got {told(value)}") from None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FixInput(f"{where} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise FixInput(f"{where} must be finite, got {value}")
+        raise FixInput(f"{where} must be a number, got {told(value)}")
+    try:
+        value = float(value) if known.kind == "float" else value
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        finite = False
+    if not finite:
+        raise FixInput(f"{where} must be finite, got {told(value)}")
     if known.kind == "int":
         if value != int(value):
             raise FixInput(f"{where} must be a whole number, got {value}")
         value = int(value)
-    else:
-        value = float(value)
     if bounded and not known.low <= value <= known.high:
         raise FixInput(f"{where} must lie between {known.low:g} and {known.high:g} ({known.unit}), got {value}")
     return value
+
+
+def told(value: Any) -> str:
+    """`value` for a message, at most 80 characters; Python refuses to print integers of more than 4,300 digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"something too large to print ({type(value).__name__})"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def default_params(space: Space) -> Params:

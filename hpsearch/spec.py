@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.space import DEFAULTS, Parameter, Space, grid_size, parse_space
+from hpsearch.space import DEFAULTS, GOES_WITH, Parameter, Space, grid_size, parse_space, told
 from hpsearch.yamlfile import parse_yaml, read_yaml
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc", "cmaes")
@@ -32,6 +32,7 @@ ALIASES = {
     "medianpruner": "median",
     "nop": "none",
 }
+SESSION = ("name", "trials", "timeout", "workers")  # may differ from one session of a study to the next
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -40,11 +41,11 @@ def known_name(names: tuple[str, ...], what: str) -> BeforeValidator:
 
     def check(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be the name of a {what}, got {value!r}; known: {', '.join(names)}")
+            raise ValueError(f"must be the name of a {what}, got {told(value)}; known: {', '.join(names)}")
         name = ALIASES.get(value.lower(), value.lower())
         if name not in names:
             aliases = (alias for alias, target in ALIASES.items() if target in names)
-            raise ValueError(f"unknown {what} '{value}': {nearest(value, (*names, *aliases))}")
+            raise ValueError(f"unknown {what} {told(value)}: {nearest(value, (*names, *aliases))}")
         return name
 
     return BeforeValidator(check)
@@ -60,6 +61,17 @@ def check_study_name(name: str) -> str:
     return name
 
 
+def no_truth_value(value: object) -> object:
+    """Refuse true and false where a number belongs: YAML also reads yes, no, on and off so, and pydantic would make 1 of them."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()} (YAML reads yes, no, on and off as true or false)")
+    return value
+
+
+Whole: TypeAlias = Annotated[int, BeforeValidator(no_truth_value)]
+Real: TypeAlias = Annotated[float, BeforeValidator(no_truth_value)]
+
+
 class Part(BaseModel):
     """Base of the study file's sections: unknown keys are errors, values cannot change."""
 
@@ -69,24 +81,24 @@ class Part(BaseModel):
 class SplitSpec(Part):
     """How labelled images are divided."""
 
-    train_per_class: int = Field(10, ge=1)
-    val_images: int = Field(400, ge=1)
+    train_per_class: Whole = Field(5, ge=1)
+    val_images: Whole = Field(400, ge=1)
 
 
 class PrunerSpec(Part):
     """When a trial is stopped early. `warmup` is the share of its epochs during which no trial is stopped."""
 
     name: Annotated[Literal["none", "median", "halving", "hyperband", "patient"], known_name(PRUNERS, "pruner")] = "median"
-    warmup: float = Field(0.3, ge=0, le=1)
-    startup_trials: int = Field(5, ge=0)
-    reduction_factor: int = Field(3, ge=2, le=100)
-    patience: int = Field(2, ge=0, description="reports without improvement that `patient` tolerates")
+    warmup: Real = Field(0.3, ge=0, le=1)
+    startup_trials: Whole = Field(5, ge=0)
+    reduction_factor: Whole = Field(3, ge=2, le=100)
+    patience: Whole = Field(2, ge=0, description="reports without improvement that `patient` tolerates")
     around: Annotated[Literal["none", "median", "halving", "hyperband"], known_name(PRUNERS[:-1], "pruner to wrap")] = "median"
 
 
 def short_pruner(value: object) -> object:
     """Let `pruner: median` stand for `pruner: {name: median}`."""
-    return {"name": value} if isinstance(value, str) else value
+    return {"name": value} if isinstance(value, (str, bool)) else value  # `pruner: no` is told the names there are
 
 
 class StudySpec(Part):
@@ -100,10 +112,11 @@ class StudySpec(Part):
     objective: Literal["val_loss"] = "val_loss"
     sampler: Annotated[Literal["grid", "random", "tpe", "gp", "qmc", "cmaes"], known_name(SAMPLERS, "sampler")] = "tpe"
     pruner: Annotated[PrunerSpec, BeforeValidator(short_pruner)] = PrunerSpec()
-    seed: int = Field(0, ge=0, lt=2**31)
-    trials: int = Field(50, ge=1, le=1_000_000)
-    timeout: float | None = Field(None, gt=0, description="seconds")
-    workers: int | Literal["auto"] = "auto"
+    seed: Whole = Field(0, ge=0, lt=2**31)
+    trials: Whole = Field(50, ge=1, le=1_000_000)
+    timeout: Real | None = Field(None, gt=0, description="seconds")
+    workers: Whole | Literal["auto"] = "auto"
+    threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
     space: dict[str, Any] = Field(default_factory=dict)
 
     def parameters(self) -> Space:
@@ -114,7 +127,7 @@ class StudySpec(Part):
         """The study's name; without one given, made of data, sampler and, unless 0, seed."""
         if self.name:
             return self.name
-        base = re.sub(r"[^a-z0-9._-]+", "-", Path(self.data).name.lower()).strip("-._") or "study"
+        base = re.sub(r"[^a-z0-9._-]+|[.]{2,}", "-", Path(self.data).name.lower()).strip("-._") or "study"
         return f"{base[:40]}-{self.sampler}" + (f"-s{self.seed}" if self.seed else "")
 
     def resolved(self) -> dict[str, Any]:
@@ -126,7 +139,7 @@ class StudySpec(Part):
 
     def identity(self) -> dict[str, Any]:
         """What two sessions must share for their trials to belong to one study."""
-        return {k: v for k, v in self.resolved().items() if k not in ("name", "trials", "timeout", "workers")}
+        return {k: v for k, v in self.resolved().items() if k not in SESSION}
 
     def digest(self) -> str:
         """Hash of the identity (16 hexadecimal characters)."""
@@ -187,8 +200,10 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
 
 def explain(item: Mapping[str, Any]) -> str:
     """One pydantic problem in a sentence, with the nearest valid key for an unknown one."""
-    path = [str(part) for part in item["loc"] if part not in ("int", "literal['auto']")]
-    where = ".".join(path)
+    path = [str(part) for part in item["loc"]]
+    if path[:1] == ["workers"]:
+        path = path[:1]  # pydantic adds which member of the union it tried
+    where = ".".join(path) or "a key"
     if item["type"] == "extra_forbidden":
         sections: dict[str, type[Part]] = {"split": SplitSpec, "pruner": PrunerSpec}
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
@@ -201,14 +216,16 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     """Put "a.b=c" into nested `values`; the right side is read as YAML. Raises FixInput."""
     path, sign, text = setting.partition("=")
     keys = path.strip().split(".")
-    if not sign or not all(keys):
-        raise FixInput(f"--set takes KEY=VALUE such as space.dropout=0.1, got '{setting}'")
+    if not sign or not all(keys) or len(keys) > 3:  # nothing in a study lies deeper
+        raise FixInput(f"--set takes KEY=VALUE such as space.dropout=0.1, got {told(setting)}")
     spot = values
     for depth, key in enumerate(keys[:-1]):
         fallback = default_section(keys[: depth + 1])
-        child = spot.setdefault(key, fallback)
+        child = spot.get(key)
+        if child is None:
+            child = spot[key] = fallback
         if not isinstance(child, dict):
-            child = spot[key] = {"name": child} if key == "pruner" else {"value": child}
+            child = spot[key] = {"name" if key == "pruner" else "choices" if isinstance(child, list) else "value": child}
         spot = child
     spot[keys[-1]] = parse_yaml(text, f"--set {setting}")
     if len(keys) == 3 and keys[0] == "space":
@@ -222,17 +239,21 @@ def default_section(keys: list[str]) -> dict[str, Any]:
 
 def drop_rivals(entry: dict[str, Any], key: str) -> None:
     """After one form of a hyperparameter was set, remove what belongs to the other forms or lies outside it."""
-    forms = {"value": ("value",), "choices": ("choices", "default", "grid"), "low": ("low", "high", "log", "step", "default", "grid")}
     form = {"value": "value", "choices": "choices", "low": "low", "high": "low", "log": "low", "step": "low"}.get(key)
     if form is None:
         return
     for name in list(entry):
-        if name not in forms[form]:
+        if name not in GOES_WITH[form]:
             del entry[name]
     if key in ("low", "high", "choices"):
-        low, high = entry.get("low"), entry.get("high")
-        numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
-        inside = (lambda v: low <= v <= high) if numbers and form == "low" else entry.get("choices", []).__contains__
+        low, high, choices = entry.get("low"), entry.get("high"), entry.get("choices")
+
+        def inside(v: object) -> bool:
+            """Whether it may stay; what is no number stays too, for `parse_space` to refuse."""
+            if form == "choices":
+                return isinstance(choices, list) and v in choices
+            return not all(isinstance(x, (int, float)) for x in (low, v, high)) or low <= v <= high  # type: ignore[operator]
+
         if "default" in entry and not inside(entry["default"]):
             del entry["default"]
         if isinstance(entry.get("grid"), list):

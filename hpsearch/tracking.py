@@ -6,6 +6,7 @@ its own, at low priority, fed by a queue that never blocks. Optuna's storage is 
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -121,8 +122,7 @@ def quiet_environment() -> None:
 def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.Queue[str], uri: str, folder: str) -> None:
     """Mirror events until None comes, then answer with what went wrong ("" when nothing did)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(10)  # training first
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table it makes
     problem = ""
     mirror: Mirror | None = None
     try:
@@ -196,8 +196,6 @@ class Mirror:
             case WorkerReady(_, facts):
                 self.describe(facts)
             case TrialStarted(trial, at):
-                if trial.attempt > 1 and trial.number in self.runs:  # its epochs come again
-                    self.client.delete_run(self.runs.pop(trial.number))
                 self.trials[trial.number], self.curves[trial.number] = (trial, at), []
             case EpochDone(progress, _, at):
                 self.curves[progress.trial].append((progress.row(), at))
@@ -233,11 +231,12 @@ class Mirror:
         self.client.log_batch(self.parent, params=[*params, Param("pruner", str(spec["pruner"]["name"]))])
         self.client.set_tag(self.parent, "hpsearch.workers", str(event.workers))
         for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
-            self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
-            if run.info.status != "RUNNING":
-                self.sent[int(run.data.tags["hpsearch.trial"])] = -1  # whole
+            if run.data.tags.get("hpsearch.state") in set(Status):
+                self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
+            else:  # cut off: its epochs come again, whole
+                self.client.delete_run(run.info.run_id)
         for record in event.records:
-            if record.status is not Status.RUNNING and self.sent.get(record.number) != -1:
+            if record.status is not Status.RUNNING and record.number not in self.runs:
                 self.finish(record)
 
     def search(self, query: str) -> list[Run]:
@@ -270,10 +269,12 @@ class Mirror:
                 self.client.log_metric(self.parent, f"best_{key}", finite(value), step=best.number)
             if event.default is not None and event.default.val_loss is not None:
                 self.client.log_metric(self.parent, "default_val_loss", finite(event.default.val_loss))
+        self.flush()
         for number in self.trials:
             if number in self.runs:
                 self.client.set_tag(self.runs[number], "hpsearch.state", "INTERRUPTED")
                 self.client.set_terminated(self.runs[number], "KILLED")
+        self.trials, self.curves = {}, {}
         self.client.set_tag(self.parent, "hpsearch.ended", event.reason)
         self.client.set_terminated(self.parent, "KILLED" if event.reason == "interrupted" else "FINISHED")
 

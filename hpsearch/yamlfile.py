@@ -13,6 +13,7 @@ from hpsearch.errors import FixInput
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+SURROGATE = re.compile("[\ud800-\udfff]")  # an escape can write it; no file or database can hold it
 
 
 class Loader(yaml.SafeLoader):
@@ -29,24 +30,28 @@ class Loader(yaml.SafeLoader):
         if self.depth > MAX_DEPTH:
             raise FixInput(f"nested deeper than {MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
+            raise FixInput(f"{mark(node.start_mark)}: half a character (\\ud800 to \\udfff) is no text")
         self.depth -= 1
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A dict whose keys are plain text, each once."""
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
                 raise FixInput(f"{mark(key.start_mark)}: a key must be a plain word")
             if key.value in seen:
                 raise FixInput(f"{mark(key.start_mark)}: the key '{key.value}' stands twice; keep one")
             seen.add(key.value)
+            if key.tag in self.yaml_constructors:
+                key.tag = "tag:yaml.org,2002:str"  # `on:` is the word, not True
         return {str(k): v for k, v in super().construct_mapping(node, deep).items()}
 
 
 # YAML 1.1 wants a dot and a sign in floats, so plain SafeLoader reads 1e-3 as text.
 Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"), list("-+0123456789.")
+    "tag:yaml.org,2002:float", re.compile(r"([-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+)$"), list("-+0123456789.")
 )
 
 
@@ -61,8 +66,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.constructor.ConstructorError as error:
         if "could not determine a constructor" in str(error):
-            tag = str(error.problem).rsplit("'", 2)[-2]
-            raise FixInput(f"{source}, {mark(error.problem_mark)}: the YAML tag '{tag}' is not allowed; use plain values") from None
+            tag = str(error.problem).rpartition("the tag ")[2]
+            raise FixInput(f"{source}, {mark(error.problem_mark)}: the YAML tag {tag} is not allowed; use plain values") from None
         raise FixInput(f"{source}, {mark(error.problem_mark)}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         raise FixInput(f"{source} is not YAML: {mark(error.problem_mark)}: {error.problem}") from None
@@ -70,6 +75,8 @@ def parse_yaml(text: str, source: str) -> Any:
         raise FixInput(f"{source} is not YAML: {error}") from None
     except FixInput as error:
         raise FixInput(f"{source}, {error}") from None
+    except (LookupError, TypeError, AttributeError, OverflowError):  # PyYAML's own, on `!!int ''`, `!!bool x`, "\UFFFFFFFF"
+        raise FixInput(f"{source} is not YAML: a value does not fit its tag or escape; use plain values") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -84,6 +91,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise FixInput(f"{path} is not a text file in UTF-8") from None
     except OSError as error:
         raise FixInput(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise FixInput(f"{str(path)!r} cannot be read: {error}") from None
     if len(raw) > MAX_BYTES:
         raise FixInput(f"{path} is larger than {MAX_BYTES // 1024} KiB: not a study file")
     values = parse_yaml(text, str(path))

@@ -182,7 +182,7 @@ class FineTuneKernel:
                 return
             if best is None or now.val_loss < best.val_loss:
                 best, kept = now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}
-            stop = yield (now,)
+            stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
             if trial.number in stop:
                 break
         assert best is not None  # epochs >= 1

@@ -21,7 +21,7 @@ from hpsearch.search.samplers import distributions, make_pruner, make_sampler, p
 from hpsearch.search.store import Writer
 from hpsearch.seeds import seed_for
 from hpsearch.space import default_params, grid_points
-from hpsearch.spec import StudySpec
+from hpsearch.spec import SESSION, StudySpec
 from hpsearch.types import Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
@@ -256,7 +256,7 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         if storage.get_n_trials(study_id):
             raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
         stored = {"spec": spec.resolved()}
-    changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in ("name", "trials", "timeout", "workers")})
+    changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in SESSION})
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ChooseAnotherName(

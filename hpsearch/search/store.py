@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,21 @@ RETRY_SECONDS = 300.0  # how long a locked or full storage is waited for, while 
 
 def storage_url(given: str | None, folder: Path) -> str:
     """The URL of the storage: a given URL or file name, else `hpsearch.db` in `folder`."""
-    if given is None:
-        return f"sqlite:///{(folder / 'hpsearch.db').resolve()}"
-    return given if "://" in given else f"sqlite:///{Path(given).resolve()}"
+    if given is not None and ("://" in given or given == ":memory:"):
+        return given if "://" in given else f"sqlite:///{given}"
+    file = folder / "hpsearch.db" if given is None else Path(given)
+    return sqlalchemy.URL.create("sqlite", database=str(file.resolve())).render_as_string()  # a folder may be called 'what?'
 
 
 def sqlite_path(url: str) -> Path | None:
     """The file behind an SQLite URL; None for a server. FixInput when it is no URL, or a storage in memory."""
     try:
         parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise FixInput("--storage is not a storage URL; use a file name, sqlite:///file.db or postgresql+psycopg://host/name") from None
     if parsed.get_backend_name() != "sqlite":
         return None
-    if not parsed.database or parsed.database == ":memory:":
+    if not parsed.database or ":memory:" in parsed.database:
         raise FixInput("a storage in memory would be lost at the end; name a file, such as sqlite:///hpsearch.db")
     return Path(parsed.database)
 
@@ -66,7 +67,7 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
         with creation_lock(path if create else None):
             kwargs = {"connect_args": {"timeout": 20}} if path is not None else {}
             storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=not create)
-    except (SQLAlchemyError, RuntimeError, ImportError) as error:
+    except (SQLAlchemyError, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
         raise FixSetup(f"the storage {shown(url)} cannot be opened: {str(error).splitlines()[0]}") from None
     if path is not None and create:
         event.listen(storage.engine, "connect", set_pragmas)
@@ -83,10 +84,15 @@ def creation_lock(path: Path | None) -> Iterator[None]:
         return
     lock = FileLock(f"{path}.lock")
     try:
-        with lock.acquire(timeout=60):
-            yield
+        lock.acquire(timeout=60)
     except Timeout:
         raise FixSetup(f"another process has been creating {path} for a minute; if none is, remove {path}.lock") from None
+    except OSError as error:
+        raise FixSetup(f"{path}.lock cannot be written ({error.strerror}): repair its folder or use --storage") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_sqlite(path: Path, create: bool) -> None:
@@ -103,14 +109,14 @@ def check_sqlite(path: Path, create: bool) -> None:
             raise FixSetup(f"the folder {path.parent} cannot be written ({error.strerror}): go elsewhere or use --storage") from None
         return
     try:
-        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20) as db:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as db:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        db.close()
+            optunas = db.execute("SELECT 1 FROM pragma_table_info('studies') WHERE name = 'study_id'").fetchone() is not None
     except (sqlite3.Error, OSError) as error:
         raise FixSetup(f"{path} is not a readable SQLite file ({error}): name another with --storage, or restore it from a copy") from None
     if "experiments" in tables and "runs" in tables:
         raise FixSetup(f"{path} is MLflow's file; Optuna and MLflow refuse to share one: name another with --storage")
-    if tables and "studies" not in tables:
+    if tables and not optunas:
         raise FixSetup(
             f"{path} holds other tables ({', '.join(sorted(tables)[:3])} ...) and no Optuna study: name another file with --storage"
         )

@@ -1,0 +1,41 @@
+"""Shared by all tests: one thread, no telemetry, an empty working folder on request, processes ended."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(name, None)
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory):
+    """An MLflow store without runs, made once: 3 to 10 seconds each time otherwise."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    code = f"from hpsearch.tracking import create_store; create_store('sqlite:///{path}')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_store(empty_mlflow):
+    """Put an empty MLflow store into a folder; its URI."""
+
+    def make(folder):
+        shutil.copy(empty_mlflow, folder / "mlflow.db")
+        return f"sqlite:///{folder}/mlflow.db"
+
+    return make

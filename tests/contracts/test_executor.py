@@ -1,0 +1,160 @@
+"""The contract of `types.Executor`, over every executor."""
+
+import time
+
+import pytest
+
+from hpsearch.errors import FixInput, FixSetup
+from hpsearch.executors.inline import InlineExecutor
+from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.worker import KernelRef
+from hpsearch.types import Job, Outcome, Progress, Status, Trial
+from tests.kernels import PARAMS
+
+
+def make(kind, config=None, workers=2):
+    ref = KernelRef("tests.kernels:curves", config or {})
+    return InlineExecutor(ref) if kind == "inline" else ProcessExecutor(ref, workers)
+
+
+@pytest.fixture(params=["inline", "process"])
+def kind(request):
+    return request.param
+
+
+def until(executor, condition, verdict=lambda p: False):
+    """Poll, answering with `verdict`, until `condition(messages)` holds; all messages."""
+    messages = []
+    give_up = time.monotonic() + 60
+    while not condition(messages):
+        assert time.monotonic() < give_up, messages
+        for message in executor.poll(0.2):
+            messages.append(message)
+            progress = [i for i in message.step if isinstance(i, Progress)]
+            if progress:
+                executor.answer(message.job, frozenset(p.trial for p in progress if verdict(p)))
+    return messages
+
+
+def started(executor):
+    """Start, and wait until every worker has sent its facts."""
+    executor.start()
+    return until(executor, lambda ms: sum(m.facts is not None for m in ms) == executor.workers)
+
+
+def run(executor, trials, verdict=lambda p: False):
+    """Give out one job per trial as workers get free; outcomes by trial."""
+    waiting, outcomes, done = [Job(i, (t,)) for i, t in enumerate(trials)], {}, 0
+    while done < len(trials):
+        while waiting and executor.free():
+            executor.submit(waiting.pop(0))
+        for message in until(executor, bool, verdict):
+            done += message.done
+            outcomes |= {i.trial: i for i in message.step if isinstance(i, Outcome)}
+    return outcomes
+
+
+def test_no_worker_is_free_before_it_is_ready(kind):
+    executor = make(kind)
+    try:
+        assert executor.free() == 0
+        messages = started(executor)
+        assert executor.free() == executor.workers
+        assert all(m.facts.values["model"] == "curves" for m in messages)
+    finally:
+        executor.close()
+
+
+def test_jobs_run_to_their_outcomes_and_free_their_worker(kind):
+    executor = make(kind)
+    try:
+        started(executor)
+        outcomes = run(executor, [Trial(n, {**PARAMS, "epochs": 1 + n % 3}) for n in range(7)])
+        assert sorted(outcomes) == list(range(7))
+        assert {o.status for o in outcomes.values()} == {Status.COMPLETE}
+        assert executor.free() == executor.workers
+    finally:
+        executor.close()
+
+
+def test_the_verdict_reaches_the_session(kind):
+    executor = make(kind)
+    try:
+        started(executor)
+        outcomes = run(executor, [Trial(0, PARAMS), Trial(1, PARAMS)], lambda p: p.trial == 1 and p.epoch == 2)
+        assert (outcomes[0].status, outcomes[1].status) == (Status.COMPLETE, Status.PRUNED)
+        assert outcomes[1].epoch == 2
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("raise", "no such tensor"), ("silent", "without an outcome")])
+def test_a_session_that_breaks_fails_its_trial_and_spares_the_worker(kind, fault, reason):
+    executor = make(kind, {"faults": {0: fault}})
+    try:
+        started(executor)
+        outcomes = run(executor, [Trial(0, PARAMS), Trial(1, PARAMS)])
+        assert outcomes[0].status is Status.FAILED
+        assert reason in outcomes[0].error
+        assert outcomes[1].status is Status.COMPLETE
+    finally:
+        executor.close()
+
+
+def test_a_kernel_that_refuses_its_configuration_says_so_in_its_own_words(kind):
+    executor = make(kind, {"broken": "frozen_layers 9 is too deep; lower it"})
+    try:
+        executor.start()
+        (error, *_) = [m.error for m in until(executor, lambda ms: any(m.error for m in ms)) if m.error]
+        assert isinstance(error, FixInput)
+        assert "lower it" in str(error)
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("kill", "signal 9"), ("exit", "exit code 7")])
+def test_a_worker_that_dies_fails_its_trial_and_is_replaced(fault, reason):
+    executor = make("process", {"faults": {0: fault}})
+    try:
+        started(executor)
+        outcomes = run(executor, [Trial(n, PARAMS) for n in range(4)])
+        assert outcomes[0].status is Status.FAILED
+        assert reason in outcomes[0].error
+        assert [outcomes[n].status for n in (1, 2, 3)] == [Status.COMPLETE] * 3
+        until(executor, lambda _: executor.free() == 2)
+    finally:
+        executor.close()
+
+
+def test_a_worker_that_dies_before_it_is_ready_ends_the_study_instead_of_being_replaced_for_ever():
+    executor = ProcessExecutor(KernelRef("os:_exit", 3), 1)  # type: ignore[arg-type]
+    try:
+        executor.start()
+        (message, *_) = until(executor, bool)
+        assert isinstance(message.error, FixSetup)
+        assert "exit code 3" in str(message.error)
+    finally:
+        executor.close()
+
+
+def test_close_ends_workers_that_hang():
+    executor = make("process", {"faults": {0: "hang"}})
+    started(executor)
+    executor.submit(Job(0, (Trial(0, PARAMS),)))
+    processes = [seat.process for seat in executor.seats]
+    executor.close()
+    assert all(process.exitcode is not None for process in processes)
+
+
+def test_inline_and_process_give_the_same_outcomes():
+    trials = [Trial(n, {**PARAMS, "learning_rate": 10**-n, "epochs": 2 + n}) for n in range(1, 5)]
+    found = {}
+    for kind in ("inline", "process"):
+        executor = make(kind)
+        try:
+            started(executor)
+            outcomes = run(executor, trials, lambda p: p.val_loss > 1.5 and p.epoch == 3)
+            found[kind] = {n: (o.status, o.val_loss, o.epoch) for n, o in outcomes.items()}
+        finally:
+            executor.close()
+    assert found["inline"] == found["process"]

@@ -1,0 +1,292 @@
+"""The contract of `types.Searcher`, over every sampler and pruner, against the real storage."""
+
+import shutil
+import sqlite3
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from hpsearch.errors import ChooseAnotherName
+from hpsearch.search.catalog import best_record, importance, read_study
+from hpsearch.search.searcher import OptunaSearcher
+from hpsearch.search.store import open_storage
+from hpsearch.space import default_params, grid_size
+from hpsearch.spec import PRUNERS, SAMPLERS, parse_spec
+from hpsearch.types import Facts, Outcome, Progress, Status, Trial
+from tests.kernels import loss_at
+
+SMALL = {
+    "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True, "grid": [1e-3, 1e-2]},
+    "epochs": [2, 4],
+    "dropout": {"low": 0, "high": 0.5, "grid": 2},
+}
+SMALL |= {"batch_size": 8, "weight_decay": 0.01, "frozen_layers": {"low": 0, "high": 6}}
+
+
+def study(sampler="random", pruner="none", space=None, **more):
+    return parse_spec({"name": "s", "sampler": sampler, "pruner": pruner, "space": SMALL if space is None else space, **more})
+
+
+def url(folder):
+    return f"sqlite:///{folder}/hpsearch.db"
+
+
+@pytest.fixture(scope="module")
+def empty_storage(tmp_path_factory):
+    """Optuna's tables, made once: a second each time otherwise."""
+    path = tmp_path_factory.mktemp("storage")
+    open_storage(url(path), create=True).engine.dispose()
+    return path / "hpsearch.db"
+
+
+@pytest.fixture
+def folder(tmp_path, empty_storage):
+    """A folder with an empty storage, and another below it."""
+    for place in (tmp_path, tmp_path / "whole"):
+        place.mkdir(exist_ok=True)
+        shutil.copy(empty_storage, place / "hpsearch.db")
+    return tmp_path
+
+
+def searcher(folder, spec):
+    return OptunaSearcher(spec, open_storage(url(folder), create=True))
+
+
+def train(s, trial):
+    """Run one trial on tabulated curves; its record."""
+    best = None
+    for epoch in range(1, trial.params["epochs"] + 1):
+        loss = loss_at(trial.params, epoch)
+        best = loss if best is None else min(best, loss)
+        if s.report(Progress(trial.number, epoch, trial.params["epochs"], loss, loss, {"accuracy": 0.5}, 0.1)):
+            return s.tell(Outcome(trial.number, Status.PRUNED, best, epoch, 0.1, {"accuracy": 0.5}, trial.params))
+    return s.tell(Outcome(trial.number, Status.COMPLETE, best, epoch, 0.1, {"accuracy": 0.5}, trial.params))
+
+
+def run(s, n):
+    """Ask and train until `n` trials in all, one open at a time; their parameters."""
+    out = []
+    while s.remaining(n):
+        trials = s.ask(1)
+        if not trials:
+            break
+        out.append(train(s, trials[0]))
+    return out
+
+
+def timeless(record):
+    return replace(record, started=None, ended=None, seconds=0.0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_proposals_lie_in_the_space_and_begin_with_the_default_recipe(folder, sampler):
+    spec = study(sampler)
+    s = searcher(folder, spec)
+    records = run(s, 16)
+    s.close()
+    assert records[0].params == default_params(spec.parameters())
+    assert records[0].origin == "default"
+    assert [r.number for r in records] == list(range(16))
+    for record in records:
+        assert all(p.contains(record.params[p.name]) for p in spec.parameters())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_storage_holds_what_the_searcher_remembers(folder, sampler):
+    s = searcher(folder, study(sampler, "median"))
+    run(s, 14)
+    s.close()
+    stored = read_study(open_storage(url(folder)), "s").records
+    assert stored == tuple(s.records())
+    assert {r.status for r in stored} <= {Status.COMPLETE, Status.PRUNED}
+    assert all(r.curve for r in stored)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "cmaes"])
+def test_an_interrupted_study_proposes_what_the_uninterrupted_one_would_have(folder, sampler):
+    whole = searcher(folder / "whole", study(sampler))
+    expected = [timeless(r) for r in run(whole, 16)]
+    whole.close()
+    found = []
+    for n in (3, 4, 12, 16):  # four sessions, the last trial of each cut off
+        s = searcher(folder, study(sampler))
+        found += run(s, n)
+        s.ask(1)
+        s.close()
+    assert [replace(timeless(r), attempt=1) for r in found] == expected
+
+
+def test_cma_es_continues_too(folder):
+    # Apart, because it needs complete trials before it models and keeps its state in the trials' attributes.
+    whole = searcher(folder / "whole", study("cmaes"))
+    expected = [r.params for r in run(whole, 20)]
+    whole.close()
+    found = []
+    for n in (7, 20):
+        s = searcher(folder, study("cmaes"))
+        found += [r.params for r in run(s, n)]
+        s.close()
+    assert found == expected
+
+
+def test_the_grid_gives_each_point_once_then_nothing(folder):
+    spec = study("grid", trials=1000)
+    s = searcher(folder, spec)
+    records = run(s, 1000)
+    assert s.ask(1) == ()
+    s.close()
+    points = [tuple(sorted(r.params.items())) for r in records]
+    assert len(points) == len(set(points))
+    grid = {tuple(sorted(r.params.items())) for r in records if r.origin == "grid"}
+    default = tuple(sorted(default_params(spec.parameters()).items()))
+    assert len(grid | {default}) == len(points)
+    assert grid_size(spec.parameters()) - len(grid) in (0, 1)  # 1 when the default recipe is a grid point
+
+
+def test_grid_points_open_at_once_are_never_repeated_across_a_restart(folder):
+    first = searcher(folder, study("grid", trials=1000))
+    opened = first.ask(5)
+    for trial in opened[:2]:
+        train(first, trial)
+    first.close()
+    second = searcher(folder, study("grid", trials=1000))
+    again = second.ask(3)
+    assert [t.number for t in again] == [2, 3, 4]
+    assert [t.params for t in again] == [t.params for t in opened[2:]]
+    assert {t.attempt for t in again} == {2}
+    for trial in again:
+        train(second, trial)
+    rest = run(second, 1000)
+    second.close()
+    points = [tuple(sorted(t.params.items())) for t in (*opened, *rest)]
+    assert len(points) == len(set(points))
+    assert len(points) >= grid_size(study("grid").parameters())
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_no_trial_is_pruned_before_the_warm_up_or_after_its_last_epoch(folder, pruner):
+    spec = study("random", {"name": pruner, "warmup": 0.5, "startup_trials": 2, "patience": 0}, space={"epochs": {"low": 4, "high": 20}})
+    s = searcher(folder, spec)
+    records = run(s, 40)
+    s.close()
+    pruned = [r for r in records if r.status is Status.PRUNED]
+    assert all(0.5 <= len(r.curve) / r.params["epochs"] < 1 for r in pruned)
+    assert bool(pruned) == (pruner not in ("none", "patient"))  # the curves fall steadily, so patience is never lost
+
+
+def test_median_pruning_stops_what_is_worse_at_equal_progress_and_not_what_is_better(folder):
+    s = searcher(folder, study("random", {"name": "median", "startup_trials": 3, "warmup": 0.3}))
+
+    def feed(trial, epochs, level):
+        for epoch in range(1, epochs + 1):
+            if s.report(Progress(trial.number, epoch, epochs, level, level, {}, 0.1)):
+                s.tell(Outcome(trial.number, Status.PRUNED, level, epoch))
+                return epoch
+        s.tell(Outcome(trial.number, Status.COMPLETE, level, epochs))
+        return None
+
+    for level in (1.0, 2.0, 3.0):
+        assert feed(s.ask(1)[0], 4, level) is None
+    # Other lengths: the 40th of 100 epochs is compared with the second of four.
+    assert feed(s.ask(1)[0], 100, 2.5) == 30
+    assert feed(s.ask(1)[0], 100, 1.5) is None
+    s.close()
+
+
+def test_optunas_own_tools_read_the_file(folder):
+    s = searcher(folder, study("tpe", "median"))
+    run(s, 12)
+    s.close()
+    with sqlite3.connect(folder / "hpsearch.db") as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+    loaded = optuna.load_study(study_name="s", storage=url(folder))
+    assert len(loaded.trials) == 12
+    complete = [r for r in s.records() if r.status is Status.COMPLETE]
+    assert loaded.best_value == min(r.val_loss for r in complete)
+    for trial in loaded.trials:
+        assert set(trial.intermediate_values) <= {10, 20, 30, 40, 50, 60, 70, 80, 90, 100}
+        assert trial.params.keys() == {"learning_rate", "epochs", "dropout", "frozen_layers"}
+
+
+def test_interrupted_trials_do_not_pretend_to_run(folder):
+    s = searcher(folder, study())
+    s.ask(3)
+    s.close()
+    loaded = optuna.load_study(study_name="s", storage=url(folder))
+    assert {t.state for t in loaded.trials} == {optuna.trial.TrialState.WAITING}
+
+
+def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(folder):
+    s = searcher(folder, study())
+    (trial,) = s.ask(1)
+    s.tell(Outcome(trial.number, Status.FAILED, error="diverged: validation loss is nan"))
+    run(s, 3)
+    s.close()
+    records = read_study(open_storage(url(folder)), "s").records
+    assert records[0].status is Status.FAILED
+    assert records[0].error == "diverged: validation loss is nan"
+    assert best_record(records).number != 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"space": {**SMALL, "dropout": 0.3}}, "space.dropout"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"sampler": "tpe"}, "sampler: random -> tpe"),
+        ({"pruner": "median"}, "pruner.name: none -> median"),
+        ({"data": "other"}, "data: digits -> other"),
+    ],
+)
+def test_a_study_of_the_same_name_that_differs_is_refused_and_left_as_it_was(folder, change, named):
+    s = searcher(folder, study())
+    run(s, 2)
+    s.close()
+    before = read_study(open_storage(url(folder)), "s")
+    values = {"name": "s", "sampler": "random", "pruner": "none", "space": SMALL, **change}
+    with pytest.raises(ChooseAnotherName, match=named):
+        searcher(folder, parse_spec(values))
+    assert read_study(open_storage(url(folder)), "s") == before
+
+
+def test_budget_timeout_and_workers_may_change_between_sessions(folder):
+    s = searcher(folder, study(trials=2))
+    run(s, 2)
+    s.close()
+    again = searcher(folder, study(trials=5, timeout=60, workers=1))
+    assert again.remaining(5) == 3
+    again.close()
+
+
+def test_facts_are_kept_with_the_study(folder):
+    s = searcher(folder, study())
+    s.remember(Facts({"device": "cpu", "blocks": 6}))
+    s.close()
+    assert read_study(open_storage(url(folder)), "s").facts == {"device": "cpu", "blocks": 6}
+
+
+def test_importance_ranks_what_matters_first_and_waits_for_ten_trials(folder):
+    s = searcher(folder, study(space={"epochs": 2, "dropout": 0.1, "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True}}))
+    run(s, 8)
+    s.close()
+    storage = open_storage(url(folder))
+    assert importance(storage, "s")[0] == ()
+    s = searcher(folder, study(space={"epochs": 2, "dropout": 0.1, "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True}}))
+    run(s, 80)
+    s.close()
+    ranks = dict(importance(open_storage(url(folder)), "s")[0])
+    assert sum(ranks.values()) == pytest.approx(1)
+    assert max(ranks, key=ranks.get) in ("learning_rate", "frozen_layers")
+    assert ranks["weight_decay"] < 0.2
+
+
+def test_a_trial_asked_again_is_the_same_trial(folder):
+    s = searcher(folder, study("tpe"))
+    run(s, 3)
+    (open_trial,) = s.ask(1)
+    s.close()
+    s = searcher(folder, study("tpe"))
+    assert s.ask(1) == (Trial(open_trial.number, open_trial.params, attempt=2),)
+    s.close()

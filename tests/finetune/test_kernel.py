@@ -1,0 +1,137 @@
+"""What a trial does to the weights: that every hyperparameter reaches the trainer, and that frozen means frozen."""
+
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from hpsearch.errors import FixInput
+from hpsearch.finetune import kernel as kernel_module
+from hpsearch.finetune.kernel import FineTuneKernel, epoch_batches
+from hpsearch.spec import parse_spec
+from hpsearch.types import Job, Outcome, Progress, Status, Trial
+from tests.kernels import PARAMS
+
+
+def make(folder, **values):
+    return FineTuneKernel(parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("weights"))
+
+
+def train(kernel, number=0, **params):
+    """All items of one trial's session."""
+    return [item for step in kernel.session(Job(0, (Trial(number, {**PARAMS, **params}),))) for item in step]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 2e-3), ("batch_size", 16), ("epochs", 5), ("weight_decay", 0.5), ("dropout", 0.4), ("frozen_layers", 2)],
+)
+def test_every_hyperparameter_reaches_the_trainer(kernel, name, value):
+    base, changed = train(kernel), train(kernel, **{name: value})
+    assert [p.val_loss for p in base[:-1]] != [p.val_loss for p in changed[:-1]]
+    assert changed[-1].effective[name] == value
+    assert base[-1].effective[name] == PARAMS[name]
+
+
+@pytest.mark.parametrize("k", [0, 3, 6])
+def test_frozen_blocks_are_bit_identical_afterwards_and_the_others_moved(kernel, k):
+    train(kernel, frozen_layers=k, learning_rate=1e-2)
+    r = kernel.resident()
+    for name, now in r.model.state_dict().items():
+        block = name.split(".")[1] if name.startswith("blocks") else "head"
+        frozen = block != "head" and int(block) < k
+        assert torch.equal(now, r.initial[name]) == frozen, name
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_cached_activations_train_exactly_as_computing_them_each_step(kernel, k, monkeypatch):
+    cached = train(kernel, frozen_layers=k)
+    model = kernel.resident().model
+    suffix = type(model).suffix
+
+    def whole(self, x, frozen):
+        # Features here are the raw images, so the frozen prefix runs inside every step.
+        with torch.no_grad():
+            x = self.prefix(x, frozen)
+        return suffix(self, x, frozen)
+
+    monkeypatch.setattr(type(model), "suffix", whole)
+    monkeypatch.setattr(FineTuneKernel, "cut", lambda self, r, frozen: (r.x_train, r.x_val))
+    cold = train(kernel, frozen_layers=k)
+    # The prefix sees other batch sizes, which may change the order of sums in a convolution: fp32 rounding, nothing more.
+    for a, b in zip(cached[:-1], cold[:-1], strict=True):
+        assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
+
+
+def test_the_kept_weights_give_the_score(kernel):
+    *_, outcome = train(kernel, number=7, learning_rate=3e-2, epochs=6, frozen_layers=2)
+    r = kernel.resident()
+    state = {**r.initial, **load_file(outcome.checkpoint)}
+    assert not any(name.startswith(("blocks.0", "blocks.1")) for name in load_file(outcome.checkpoint))
+    r.model.load_state_dict(state)
+    scores = kernel.evaluate(r, r.x_val, 0)
+    assert scores["loss"] == pytest.approx(outcome.val_loss, rel=1e-5)
+    assert scores["accuracy"] == outcome.metrics["accuracy"]
+    with safe_open(outcome.checkpoint, "pt") as file:
+        assert file.metadata()["epoch"] == str(outcome.epoch)
+
+
+def test_a_loss_that_is_no_number_fails_the_trial_with_its_reason(kernel):
+    outcome = train(kernel, learning_rate=1e3)[-1]
+    if outcome.status is not Status.FAILED:  # BatchNorm tames even this: break the loss itself
+        pytest.fail("a learning rate of 1000 did not diverge; the test needs another way")
+    assert "diverged" in outcome.error
+    assert "1e+03" in outcome.error
+    assert train(kernel)[-1].status is Status.COMPLETE
+
+
+def test_pretraining_matters(kernel, tmp_path):
+    pretrained = train(kernel, epochs=8, learning_rate=3e-3)[-1]
+    scratch = train(make(tmp_path, weights="none"), epochs=8, learning_rate=3e-3)[-1]
+    assert pretrained.metrics["accuracy"] > scratch.metrics["accuracy"] + 0.1
+
+
+def test_a_range_deeper_than_the_model_is_refused(tmp_path):
+    with pytest.raises(FixInput, match="glyphnet has 6 blocks before its head; lower it"):
+        make(tmp_path, space={"frozen_layers": {"low": 0, "high": 9}}).facts()
+
+
+def test_no_file_is_left_half_written(kernel, monkeypatch, tmp_path):
+    def dies(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    broken = make(tmp_path)
+    monkeypatch.setattr(kernel_module, "save_file", dies)
+    outcome = train(broken)[-1]
+    assert outcome.status is Status.FAILED
+    assert "No space left" in outcome.error
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("images", "batch", "steps"), [(50, 8, 7), (50, 50, 1), (50, 64, 1), (50, 7, 8), (3, 2, 2), (5, 1, 3)])
+def test_batches_differ_by_at_most_one_image(images, batch, steps):
+    assert epoch_batches(images, batch) == steps
+    sizes = [len(t) for t in torch.arange(images).tensor_split(steps)]
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(2, batch)
+
+
+def test_the_learning_rate_ends_low_and_seconds_grow(kernel):
+    *progress, outcome = train(kernel, epochs=6)
+    rates = [p.metrics["learning_rate"] for p in progress]
+    assert rates[0] == pytest.approx(PARAMS["learning_rate"] * 7 / 8, rel=1e-5)  # the last of seven warm-up steps
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] < 1e-4
+    seconds = [p.seconds for p in progress]
+    assert seconds == sorted(seconds)
+    assert isinstance(outcome, Outcome)
+    assert isinstance(progress[0], Progress)
+    assert math.isfinite(outcome.seconds)

@@ -1,0 +1,66 @@
+"""Kernels for tests: honest small things that keep the contract of `types.Kernel`, without torch."""
+
+import math
+import os
+import time
+
+from hpsearch.errors import FixInput
+from hpsearch.types import Facts, Outcome, Progress, Status
+
+PARAMS = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 4, "weight_decay": 1e-2, "dropout": 0.1, "frozen_layers": 0}
+
+
+def loss_at(params, epoch):
+    """A validation loss with its optimum at learning rate 1e-2, dropout 0.2 and 3 frozen layers, falling with epochs."""
+    distance = (math.log10(params["learning_rate"]) + 2) ** 2 + (params["dropout"] - 0.2) ** 2 + 0.05 * (params["frozen_layers"] - 3) ** 2
+    return 0.2 + 0.3 * distance + 1.0 / epoch
+
+
+class CurveKernel:
+    """Tabulated learning curves, at once; `config` may hold `sleep` [s per epoch] and `fault` {trial number: what goes wrong}."""
+
+    def __init__(self, config):
+        self.sleep = config.get("sleep", 0.0)
+        self.faults = {int(k): v for k, v in config.get("faults", {}).items()}
+        if config.get("broken"):
+            raise FixInput(config["broken"])
+
+    def facts(self):
+        return Facts(
+            {"model": "curves", "parameters": 6, "data": "none", "train_images": 1, "val_images": 1, "test_images": 1, "pid": os.getpid()}
+        )
+
+    def session(self, job):
+        for trial in job.trials:
+            yield from self.train(trial)
+
+    def train(self, trial):
+        fault = self.faults.get(trial.number) if trial.attempt == 1 else None
+        best, begun = None, time.monotonic()
+        for epoch in range(1, trial.params["epochs"] + 1):
+            time.sleep(self.sleep)
+            if fault == "raise":
+                raise RuntimeError("no such tensor")
+            if fault == "exit" and epoch == 2:
+                os._exit(7)
+            if fault == "kill" and epoch == 2:
+                os.kill(os.getpid(), 9)
+            if fault == "hang":
+                time.sleep(3600)
+            if fault == "silent":
+                return
+            loss = loss_at(trial.params, epoch)
+            now = Progress(
+                trial.number, epoch, trial.params["epochs"], loss, loss / 2, {"accuracy": 1 / (1 + loss)}, time.monotonic() - begun
+            )
+            best = now if best is None or loss < best.val_loss else best
+            stop = yield (now,)
+            if trial.number in stop:
+                break
+        full = now.epoch == now.epochs and trial.number not in stop
+        status = Status.COMPLETE if full else Status.PRUNED
+        yield (Outcome(trial.number, status, best.val_loss, best.epoch, now.seconds, best.metrics, dict(trial.params)),)
+
+
+def curves(config):
+    return CurveKernel(config)

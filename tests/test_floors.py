@@ -1,0 +1,152 @@
+"""The walls of the house (docs/architecture.md): who owns which heavy library, and that imports go down only."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+
+import pytest
+
+from hpsearch.resources import PACKAGE
+
+OWNERS = {
+    "optuna": ("hpsearch.search",),
+    "sqlalchemy": ("hpsearch.search",),
+    "torch": ("hpsearch.finetune",),
+    "torchvision": ("hpsearch.finetune",),
+    "safetensors": ("hpsearch.finetune",),
+    "sklearn": ("hpsearch.finetune",),
+    "matplotlib": ("hpsearch.finetune",),
+    "PIL": ("hpsearch.finetune",),
+    "mlflow": ("hpsearch.tracking",),
+    "plotly": ("hpsearch.report",),
+    "pandas": ("hpsearch.report",),
+    "scipy": ("hpsearch.report",),
+    "jinja2": ("hpsearch.report",),
+    "click": ("hpsearch.cli",),
+    "rich": ("hpsearch.terminal", "hpsearch.cli"),
+    "yaml": ("hpsearch.yamlfile",),
+    "pydantic": ("hpsearch.spec",),
+    "filelock": ("hpsearch.search.store", "hpsearch.actions"),
+}
+TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKING
+
+# Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
+FLOORS = (
+    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources"),
+    ("hpsearch.space", "hpsearch.yamlfile"),
+    ("hpsearch.spec",),
+    ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
+    ("hpsearch.executors",),
+    ("hpsearch.orchestrator",),
+    ("hpsearch.actions",),
+    ("hpsearch.cli", "hpsearch.terminal"),
+)
+LOWEST = {"hpsearch.errors": (), "hpsearch.types": ("hpsearch.errors",), "hpsearch.seeds": (), "hpsearch.resources": ("hpsearch.errors",)}
+# Rooms that may use less than everything below them.
+ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors"), "hpsearch.orchestrator": ("hpsearch.types",)}
+BESIDE = {("hpsearch.cli", "hpsearch.terminal")}  # neighbours on one floor, one way only
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports_of(module):
+    """Every (imported module, whether for types only, whether at import time), wherever in the file it stands."""
+    path = MODULES[module]
+    found = []
+
+    def visit(node, types_only, at_import):
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, types_only, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                home = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                base = ".".join([*home[: len(home) - node.level + 1], *([base] if base else [])])
+            found.extend((f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base, types_only, at_import) for a in node.names)
+        below = types_only or is_type_checking(node)
+        inside = at_import and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            visit(child, below and not (is_type_checking(node) and child in node.orelse), inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False, True)
+    return found
+
+
+IMPORTS = {module: imports_of(module) for module in MODULES}
+OURS = {module: sorted({name for name, _, _ in found if name in MODULES}) for module, found in IMPORTS.items()}
+
+
+def within(module, prefixes):
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def room(module):
+    """The room a module belongs to, and its floor."""
+    return next((prefix, floor) for floor, rooms in enumerate(FLOORS) for prefix in rooms if within(module, [prefix]))
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_heavy_library_is_imported_by_its_owner_only(library):
+    trespassers = {
+        module
+        for module, found in IMPORTS.items()
+        for name, types_only, _ in found
+        if name.split(".")[0] == library and not within(module, OWNERS[library]) and not (types_only and (module, library) in TYPES_ONLY)
+    }
+    assert trespassers == set()
+
+
+def test_every_module_stands_on_a_floor():
+    assert [m for m in MODULES if m != "hpsearch" and not any(within(m, rooms) for rooms in FLOORS)] == []
+
+
+def test_the_package_itself_imports_nothing():
+    assert OURS["hpsearch"] == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "hpsearch"])
+def test_imports_go_down_only(module):
+    home, floor = room(module)
+    for name in OURS[module]:
+        if name == "hpsearch":
+            continue  # its version
+        target, below = room(name)
+        if target == home or (home, target) in BESIDE:
+            continue
+        allowed = LOWEST[home] if home in LOWEST else ONLY.get(home)
+        if allowed is None:
+            assert below < floor, f"{module} imports {name}, which is not below it"
+        else:
+            assert target in allowed, f"{module} imports {name}; it may import {allowed} only"
+
+
+def test_there_is_no_import_cycle():
+    list(graphlib.TopologicalSorter(OURS).static_order())
+
+
+def test_the_reader_of_imports_sees_those_inside_functions_and_for_types():
+    found = IMPORTS["hpsearch.actions"]
+    assert ("optuna.storages", True, True) in found
+    assert ("filelock", False, False) in found
+    assert ("hpsearch.search.store", False, False) in found
+
+
+@pytest.mark.parametrize("argument", ["import hpsearch.cli", "import hpsearch.cli; hpsearch.cli.main(['--help'], standalone_mode=False)"])
+def test_the_command_line_loads_nothing_heavy(argument):
+    heavy = {*OWNERS, "numpy", "markupsafe", "multiprocessing"} - {"click"}
+    code = f"{argument}\nimport sys; print('loaded:', *sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "loaded:"

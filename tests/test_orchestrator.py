@@ -1,0 +1,211 @@
+"""The loop over honest small parts: the real searcher and storage, an inline executor, tabulated curves."""
+
+import shutil
+import time
+
+import pytest
+
+from hpsearch.errors import FixInput
+from hpsearch.executors.inline import InlineExecutor
+from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.worker import KernelRef
+from hpsearch.orchestrator import Orchestrator
+from hpsearch.search.catalog import read_study
+from hpsearch.search.searcher import OptunaSearcher
+from hpsearch.search.store import open_storage
+from hpsearch.spec import parse_spec
+from hpsearch.types import EpochDone, Status, StudyStarted, TrialEnded, TrialStarted, WorkerReady
+
+
+class Memory:
+    """A tracker that remembers."""
+
+    def __init__(self):
+        self.events = []
+
+    def record(self, event):
+        self.events.append(event)
+
+    def close(self):
+        pass
+
+    def of(self, kind):
+        return [e for e in self.events if isinstance(e, kind)]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    path = tmp_path_factory.mktemp("storage") / "hpsearch.db"
+    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
+    return path
+
+
+@pytest.fixture
+def url(tmp_path, empty):
+    shutil.copy(empty, tmp_path / "hpsearch.db")
+    return f"sqlite:///{tmp_path}/hpsearch.db"
+
+
+def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, **values):
+    """One session of a study; why it ended, and what was seen."""
+    spec = parse_spec({"name": "s", "sampler": "random", "trials": budget or 8, **values})
+    ref = KernelRef("tests.kernels:curves", config or {})
+    executor = ProcessExecutor(ref, workers) if workers else InlineExecutor(ref)
+    memory = Memory()
+    searcher = OptunaSearcher(spec, open_storage(url, create=True))
+    try:
+        loop = Orchestrator(
+            searcher, executor, [memory], budget=spec.trials, timeout=spec.timeout, ahead=values.get("sampler") == "gp", stop=stop
+        )
+        return loop.run("s", spec.resolved()), memory
+    finally:
+        executor.close()
+        searcher.close()
+
+
+def stored(url):
+    return read_study(open_storage(url), "s").records
+
+
+def test_a_study_runs_to_its_budget_and_tells_everything_it_saw(url):
+    reason, memory = session(url)
+    assert reason == "budget"
+    records = stored(url)
+    assert [r.number for r in records] == list(range(8))
+    assert [type(e) for e in memory.events[:2]] == [StudyStarted, WorkerReady]
+    assert [e.trial.number for e in memory.of(TrialStarted)] == list(range(8))
+    assert {e.record.number: e.record for e in memory.of(TrialEnded)} == {r.number: r for r in records}
+    for record in records:
+        seen = [e.progress.row() for e in memory.of(EpochDone) if e.progress.trial == record.number]
+        assert list(record.curve) == seen
+
+
+def test_the_budget_is_the_total(url):
+    session(url, budget=3)
+    reason, memory = session(url, budget=5)
+    assert reason == "budget"
+    assert [e.trial.number for e in memory.of(TrialStarted)] == [3, 4]
+    assert len(stored(url)) == 5
+    reason, memory = session(url, budget=5)
+    assert (reason, memory.of(TrialStarted), memory.of(WorkerReady)) == ("budget", [], [])
+
+
+def test_several_workers_train_each_trial_once(url):
+    reason, memory = session(url, workers=3, budget=20, config={"sleep": 0.005})
+    assert reason == "budget"
+    assert sorted(e.trial.number for e in memory.of(TrialStarted)) == list(range(20))
+    assert {r.status for r in stored(url)} <= {Status.COMPLETE, Status.PRUNED}
+
+
+def test_an_exhausted_grid_ends_the_study(url):
+    space = {"learning_rate": {"low": 1e-3, "high": 1e-2, "grid": [2e-3, 5e-3]}, "batch_size": 8, "epochs": 3}
+    space |= {"weight_decay": 0.1, "dropout": [0.0, 0.2], "frozen_layers": 0}
+    reason, _ = session(url, sampler="grid", pruner="none", budget=50, space=space, workers=2)
+    assert reason == "exhausted"
+    assert len(stored(url)) == 5  # four points and the default recipe
+
+
+def test_a_timeout_begins_no_more_trials_and_ends_those_that_run(url):
+    reason, memory = session(url, timeout=0.3, config={"sleep": 0.05}, budget=500, pruner="none")
+    assert reason == "timeout"
+    assert 1 <= len(memory.of(TrialEnded)) == len(memory.of(TrialStarted)) < 500
+    assert {r.status for r in stored(url)} == {Status.COMPLETE}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_request_to_stop_keeps_what_was_told_and_the_next_session_goes_on(url, workers):
+    memories = []
+
+    def after_ninety_epochs():
+        return "interrupted" if memories and sum(isinstance(e, EpochDone) for e in memories[0].events) >= 90 else None
+
+    class Spy(Memory):
+        def __init__(self):
+            super().__init__()
+            memories.append(self)
+
+    spec = parse_spec({"name": "s", "sampler": "random", "trials": 6, "pruner": "none", "space": {"epochs": 40}})
+    ref = KernelRef("tests.kernels:curves", {"sleep": 0.005})
+    executor = ProcessExecutor(ref, workers) if workers else InlineExecutor(ref)
+    searcher = OptunaSearcher(spec, open_storage(url, create=True))
+    loop = Orchestrator(searcher, executor, [Spy()], budget=6, stop=after_ninety_epochs)
+    assert loop.run("s", spec.resolved()) == "interrupted"
+    executor.close()
+    searcher.close()
+    before = stored(url)
+    ended = [r for r in before if r.status is not Status.RUNNING]
+    assert 0 < len(before) - len(ended) <= max(1, workers)
+    assert {e.record.number for e in memories[0].of(TrialEnded)} == {r.number for r in ended}
+
+    reason, memory = session(url, budget=6, pruner="none", space={"epochs": 40})
+    assert reason == "budget"
+    after = stored(url)
+    assert [r.number for r in after] == list(range(6))
+    assert {r.status for r in after} == {Status.COMPLETE}
+    assert tuple(after[r.number] for r in ended) == tuple(ended)
+    assert {e.trial.number: e.trial.attempt for e in memory.of(TrialStarted)} == {
+        n: (2 if n < len(before) else 1) for n in range(6) if n not in {r.number for r in ended}
+    }
+
+
+def test_a_hung_trial_does_not_hold_up_a_request_to_stop(url, monkeypatch):
+    monkeypatch.setattr("hpsearch.orchestrator.GRACE", 0.5)
+    begun = time.monotonic()
+    reason, memory = session(
+        url, workers=1, config={"faults": {0: "hang"}}, stop=lambda: "interrupted" if time.monotonic() > begun + 3 else None
+    )
+    assert reason == "interrupted"
+    assert memory.of(TrialEnded) == []
+
+
+def test_broken_trials_are_failed_and_the_study_goes_on(url):
+    faults = {1: "raise", 2: "kill", 4: "silent", 5: "exit"}
+    reason, _ = session(url, workers=2, config={"faults": faults}, budget=9, pruner="none", space={"epochs": 3})
+    assert reason == "budget"
+    status = {r.number: r.status for r in stored(url)}
+    assert {n for n, s in status.items() if s is Status.FAILED} == set(faults)
+    assert [s for n, s in status.items() if n not in faults] == [Status.COMPLETE] * 5
+
+
+def test_a_worker_that_cannot_work_ends_the_study_before_its_first_trial(url):
+    with pytest.raises(FixInput, match="lower it"):
+        session(url, config={"broken": "frozen_layers 9 is too deep; lower it"})
+    assert stored(url) == ()
+
+
+def test_asking_ahead_gives_every_trial_once(url):
+    reason, memory = session(url, sampler="gp", budget=6, workers=2, config={"sleep": 0.01})
+    assert reason == "budget"
+    assert sorted(e.trial.number for e in memory.of(TrialStarted)) == list(range(6))
+    assert len(stored(url)) == 6
+
+
+def test_only_the_best_trials_weights_are_kept(url, tmp_path):
+    made = {}
+
+    class WithWeights(InlineExecutor):
+        def poll(self, timeout):
+            from dataclasses import replace
+
+            from hpsearch.types import Outcome
+
+            out = []
+            for message in super().poll(timeout):
+                step = []
+                for item in message.step:
+                    if isinstance(item, Outcome) and item.status is Status.COMPLETE:
+                        path = tmp_path / f"{item.trial}.safetensors"
+                        path.write_bytes(b"weights")
+                        made[item.trial] = path
+                        item = replace(item, checkpoint=str(path))
+                    step.append(item)
+                out.append(replace(message, step=tuple(step)))
+            return out
+
+    spec = parse_spec({"name": "s", "sampler": "random", "trials": 6, "pruner": "none"})
+    searcher = OptunaSearcher(spec, open_storage(url, create=True))
+    executor = WithWeights(KernelRef("tests.kernels:curves", {}))
+    Orchestrator(searcher, executor, [], budget=6).run("s", spec.resolved())
+    searcher.close()
+    best = min(stored(url), key=lambda r: r.val_loss)
+    assert [n for n, path in made.items() if path.exists()] == [best.number]

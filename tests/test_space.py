@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hpsearch.errors import FixInput
+from hpsearch.space import (
+    DEFAULTS,
+    GRID_LIMIT,
+    KNOWN,
+    Parameter,
+    default_params,
+    grid_points,
+    grid_size,
+    parse_parameter,
+    parse_space,
+    searched,
+    spread,
+)
+from hpsearch.spec import entry, parse_spec
+
+# ---------------------------------------------------------------- strategies
+
+
+def value_of(name):
+    known = KNOWN[name]
+    if known.kind == "int":
+        return st.integers(int(known.low), int(known.high))
+    return st.floats(known.low, known.high)
+
+
+@st.composite
+def entries(draw):
+    """The name of a hyperparameter, and a mapping that a user may write for it."""
+    name = draw(st.sampled_from(sorted(KNOWN)))
+    value = value_of(name)
+    form = draw(st.sampled_from(["value", "short", "choices", "list", "range"]))
+    if form in ("value", "short"):
+        fixed = draw(value)
+        return name, {"value": fixed} if form == "value" else fixed
+    if form in ("choices", "list"):
+        choices = draw(st.lists(value, min_size=1, max_size=6, unique=True))
+        if form == "list":
+            return name, choices
+        more = {"default": draw(st.sampled_from(choices))} if draw(st.booleans()) else {}
+        more |= {"grid": draw(st.lists(st.sampled_from(choices), min_size=1, unique=True))} if draw(st.booleans()) else {}
+        return name, {"choices": choices, **more}
+    low, high = sorted((draw(value), draw(value)))
+    out = {"low": low, "high": high}
+    inside = st.integers(low, high) if KNOWN[name].kind == "int" else st.floats(low, high)
+    if draw(st.booleans()):
+        out["default"] = draw(inside)
+    if low > 0 and draw(st.booleans()):
+        out["log"] = True
+    elif draw(st.booleans()):
+        out["step"] = draw(st.integers(1, 5) if KNOWN[name].kind == "int" else st.floats(1e-3, 1.0))
+    grid = draw(st.sampled_from(["none", "count", "list"]))
+    if grid == "count":
+        out["grid"] = draw(st.integers(1, 40))
+    elif grid == "list":
+        out["grid"] = draw(st.lists(inside, min_size=1, max_size=6, unique=True))
+    return name, out
+
+
+@st.composite
+def ranges(draw):
+    """A parsed parameter between low and high, low < high."""
+    name = draw(st.sampled_from(sorted(KNOWN)))
+    low, high = sorted((draw(value_of(name)), draw(value_of(name))))
+    assume(low < high)
+    return parse_parameter(name, {"low": low, "high": high, "log": low > 0 and draw(st.booleans())})
+
+
+# ---------------------------------------------------------------- defaults
+
+
+def test_the_default_space_is_the_default_recipe_and_its_ranges():
+    space = parse_space({})
+    assert [p.name for p in space] == list(KNOWN) == list(DEFAULTS)
+    assert default_params(space) == {name: given["default"] for name, given in DEFAULTS.items()}
+    assert searched(space) == space
+
+
+def test_the_default_recipe_lies_inside_every_default_range():
+    assert all(p.contains(p.default) for p in parse_space({}))
+
+
+# ---------------------------------------------------------------- forms
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "points"),
+    [
+        (0.2, "fixed", (0.2,)),
+        ("2e-1", "fixed", (0.2,)),
+        (0, "fixed", (0.0,)),
+        ({"value": 0.2}, "fixed", (0.2,)),
+        ([0.0, 0.5], "choice", (0.0, 0.5)),
+        ({"choices": [0.5, 0.0], "grid": [0.5]}, "choice", (0.5,)),
+        ({"low": 0, "high": 0.5, "grid": 3}, "float", (0.0, 0.25, 0.5)),
+        ({"low": 0, "high": 0.5, "grid": [0.4, 0.1]}, "float", (0.4, 0.1)),
+    ],
+)
+def test_an_entry_is_a_value_a_list_or_a_range(written, kind, points):
+    parameter = parse_parameter("dropout", written)
+    assert (parameter.kind, parameter.points()) == (kind, points)
+    assert all(isinstance(point, float) for point in points)
+
+
+@pytest.mark.parametrize(
+    ("written", "default"),
+    [
+        ({"low": 0.0, "high": 0.05}, 0.05),
+        ({"low": 0.3, "high": 0.5}, 0.3),
+        ({"low": 0.0, "high": 0.5}, 0.1),
+        ([0.3, 0.1], 0.1),
+        ([0.3, 0.2], 0.3),
+    ],
+)
+def test_without_a_default_the_nearest_to_the_built_in_one_is_taken(written, default):
+    assert parse_parameter("dropout", written).default == default
+
+
+@pytest.mark.parametrize(
+    ("written", "points"),
+    [
+        ({"low": 0, "high": 3}, (0, 1, 2, 3)),
+        ({"low": 0, "high": 6, "step": 2}, (0, 2, 4, 6)),
+        ({"low": 5, "high": 5}, (5,)),
+        ({"low": 1, "high": 9, "log": True, "grid": 3}, (1, 3, 9)),
+        ({"low": 0, "high": 2, "grid": 9}, (0, 1, 2)),
+    ],
+)
+def test_whole_numbers_bring_their_own_grid_points_when_few(written, points):
+    got = parse_parameter("frozen_layers", written) if written["low"] == 0 else parse_parameter("epochs", written)
+    assert got.points() == points
+    assert all(isinstance(point, int) for point in got.points())
+
+
+# ---------------------------------------------------------------- refusals
+
+BAD = [
+    ("learning_rate", {"low": 1, "high": 1e-3}, r"low 1.0 is greater than high 0.001; swap"),
+    ("weight_decay", {"low": 0, "high": 1, "log": True}, r"a log scale needs low > 0.*log: false"),
+    ("weight_decay", {"low": -1, "high": 1, "log": True}, r"between 0 and 1000"),
+    ("dropout", {"low": 0, "high": 0.5, "log": "yes"}, r"log must be true or false"),
+    ("dropout", {"low": 0}, r"needs both low and high"),
+    ("dropout", {"high": 0}, r"needs both low and high"),
+    ("dropout", {}, r"takes a value, or choices, or low and high; got nothing"),
+    ("dropout", {"default": 0.1}, r"takes a value, or choices, or low and high; got default"),
+    ("dropout", {"value": 0.1, "low": 0, "high": 1}, r"takes a value, or choices, or low"),
+    ("dropout", {"value": 0.1, "choices": [0.1]}, r"takes a value, or choices, or low"),
+    ("dropout", {"value": 0.1, "grid": [0.1, 0.2]}, r"grid cannot go with value"),
+    ("dropout", {"choices": [0.1, 0.2], "log": True}, r"log cannot go with choices"),
+    ("dropout", {"lwo": 0, "high": 0.5}, r"unknown key 'space.dropout.lwo': did you mean 'low'"),
+    ("dropout", {"low": 0, "high": 0.5, "default": 0.6}, r"default 0.6 lies outside 0.0 to 0.5"),
+    ("dropout", {"low": 0, "high": 0.5, "step": 0}, r"step must be positive"),
+    ("dropout", {"low": 0.1, "high": 0.5, "step": 0.1, "log": True}, r"cannot go with log: true"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": 0}, r"1 to 1000, got 0"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": 10**6}, r"1 to 1000"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": int("f" * 5000, 16)}, r"1 to 1000, got something too large to print"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": []}, r"grid must be a list of points"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": True}, r"grid must be a list of points"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": "5"}, r"grid must be a list of points"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": [0.1, 0.7]}, r"outside the range: \[0.7\]"),
+    ("dropout", {"low": 0, "high": 0.5, "grid": [0.1, "1e-1"]}, r"holds a point twice"),
+    ("dropout", {"choices": [0.1, 0.2], "grid": 2}, r"grid must be a list"),
+    ("dropout", {"choices": [0.1, 0.2], "grid": [0.3]}, r"outside the range: \[0.3\]"),
+    ("dropout", {"choices": [0.1, 0.2], "default": 0.3}, r"0.3 is not among the choices"),
+    ("dropout", {"choices": []}, r"at least one value"),
+    ("dropout", [], r"at least one value"),
+    ("dropout", {"choices": "0.1"}, r"at least one value"),
+    ("dropout", {"choices": None}, r"at least one value"),
+    ("dropout", [0.1, 0.1], r"holds a value twice"),
+    ("dropout", None, r"must be a number, got None"),
+    ("dropout", "high", r"must be a number, got 'high'"),
+    ("dropout", True, r"must be a number, got True"),
+    ("dropout", {"value": {}}, r"must be a number, got {}"),
+    ("dropout", float("nan"), r"must be finite"),
+    ("dropout", "inf", r"must be finite"),
+    ("dropout", 10**400, r"must be finite"),
+    ("dropout", int("f" * 5000, 16), r"must be finite, got something too large"),
+    ("dropout", "x" * 10_000, r"must be a number, got 'x{70,80}\.\.\."),
+    ("dropout", 0.995, r"between 0 and 0.99 \(probability, before the head\), got 0.995"),
+    ("batch_size", 0, r"between 1 and"),
+    ("batch_size", 8.5, r"whole number, got 8.5"),
+    ("batch_size", 10**400, r"must be finite"),
+    ("epochs", {"low": 1, "high": 10, "step": 0.5}, r"step must be a whole number"),
+    ("learning_rate", 0, r"between 1e-12 and 1000"),
+    ("learning_rate", -0.1, r"between 1e-12 and 1000"),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "message"), BAD, ids=[f"{i}-{b[2][:24]}" for i, b in enumerate(BAD)])
+def test_a_contradictory_entry_is_refused_with_its_key(name, written, message):
+    with pytest.raises(FixInput, match=message) as caught:
+        parse_parameter(name, written)
+    assert f"space.{name}" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_everything_wrong_is_listed_at_once():
+    with pytest.raises(FixInput) as caught:
+        parse_space({"learning_rat": 1, "dropout": 2, "epochs": "many"})
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["unknown", "space.epochs", "space.dropout"]
+    assert "did you mean 'learning_rate'?" in str(caught.value)
+
+
+@pytest.mark.parametrize("written", [{"low": 0.0, "high": 0.5}, {"low": 0.1, "high": 0.5, "log": True}])
+def test_a_float_without_grid_points_is_refused_by_the_grid_only(written):
+    space = parse_space({"dropout": written})
+    with pytest.raises(FixInput, match=r"needs points for 'dropout': add `grid: \[...\]` or `grid: 5` to space.dropout, or fix"):
+        grid_size(space)
+    with pytest.raises(FixInput, match="dropout"):
+        next(grid_points(space))
+
+
+def test_a_long_range_of_whole_numbers_needs_grid_points_too():
+    with pytest.raises(FixInput, match="needs points for 'epochs'"):
+        parse_parameter("epochs", {"low": 1, "high": 100}).points()
+
+
+def test_a_grid_beyond_the_limit_is_refused_before_it_is_made():
+    wide = {name: {"low": 1e-3, "high": 0.9, "grid": 500} for name in ("learning_rate", "weight_decay", "dropout")}
+    with pytest.raises(FixInput, match=rf"more than {GRID_LIMIT:,}: give fewer points"):
+        grid_size(parse_space(wide))
+
+
+# ---------------------------------------------------------------- properties
+
+
+@given(st.lists(entries(), max_size=6))
+def test_a_parsed_space_is_a_fixed_point_of_resolved_and_parse(given_entries):
+    spec = parse_spec({"space": dict(given_entries), "sampler": "random"})
+    again = parse_spec(spec.resolved())
+    assert again.parameters() == spec.parameters()
+    assert again.resolved() == spec.resolved()
+    assert again.digest() == spec.digest()
+
+
+@given(entries())
+def test_default_and_grid_points_lie_inside_and_no_point_comes_twice(named):
+    parameter = parse_parameter(*named)
+    assert parameter.contains(parameter.default)
+    assert len(set(parameter.grid)) == len(parameter.grid)
+    assert all(parameter.contains(point) for point in parameter.grid)
+    assert parse_parameter(parameter.name, entry(parameter)) == parameter
+
+
+@given(st.fixed_dictionaries({"epochs": st.integers(1, 4), "dropout": st.integers(1, 4), "batch_size": st.integers(1, 4)}))
+def test_every_grid_point_comes_once_in_the_same_order(counts):
+    space = parse_space(
+        {
+            "epochs": {"low": 1, "high": 100, "grid": counts["epochs"]},
+            "dropout": {"low": 0.0, "high": 0.9, "grid": counts["dropout"]},
+            "batch_size": [2**i for i in range(counts["batch_size"])],
+            **{name: DEFAULTS[name]["default"] for name in ("learning_rate", "weight_decay", "frozen_layers")},
+        }
+    )
+    points = list(grid_points(space))
+    assert len(points) == grid_size(space) == len({tuple(sorted(p.items())) for p in points})
+    assert points == list(grid_points(space))
+    assert all(p.contains(point[p.name]) for point in points for p in space)
+
+
+@given(ranges(), st.integers(1, 1000))
+def test_spread_points_are_inside_increasing_and_include_both_ends(parameter, n):
+    points = spread(parameter, n, "here")
+    assert 1 <= len(points) <= n
+    assert all(parameter.low <= point <= parameter.high for point in points)
+    assert all(a < b for a, b in pairwise(points))
+    assert points[0] == parameter.low
+    if n > 1:
+        assert points[-1] == parameter.high
+
+
+@given(ranges())
+def test_both_ends_are_on_the_edge_and_the_middle_is_not(parameter):
+    assume(parameter.high > 1.5 * parameter.low)
+    middle = math.sqrt(parameter.low) * math.sqrt(parameter.high) if parameter.log else (parameter.low + parameter.high) / 2
+    assert parameter.on_edge(parameter.low) == "low"
+    assert parameter.on_edge(parameter.high) == "high"
+    assert parameter.on_edge(middle) is None
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "side"),
+    [
+        (Parameter("learning_rate", "float", 1e-3, 1e-4, 1.0, log=True), 1.05e-4, "low"),
+        (Parameter("learning_rate", "float", 1e-3, 1e-4, 1.0, log=True), 0.01, None),
+        (Parameter("learning_rate", "float", 1e-3, 1e-4, 1.0, log=False), 0.01, "low"),
+        (Parameter("dropout", "float", 0.1, 0.2, 0.2), 0.2, None),
+        (Parameter("dropout", "float", 0.1, 0.0, 0.5), "0.5", None),
+        (Parameter("dropout", "float", 0.1, 0.0, 0.5), None, None),
+        (Parameter("batch_size", "choice", 8, choices=(8, 16)), 8, None),
+        (Parameter("batch_size", "fixed", 8, choices=(8,)), 8, None),
+    ],
+)
+def test_the_edge_is_measured_on_the_scale_of_the_parameter(parameter, value, side):
+    assert parameter.on_edge(value) == side
+
+
+@pytest.mark.parametrize(
+    ("written", "varies"),
+    [(0.1, False), ([0.1], False), ([0.1, 0.2], True), ({"low": 0.1, "high": 0.1}, False), ({"low": 0, "high": 0.1}, True)],
+)
+def test_only_what_varies_is_searched(written, varies):
+    assert ("dropout" in {p.name for p in searched(parse_space({"dropout": written}))}) is varies

@@ -1,0 +1,162 @@
+"""The MLflow mirror, read back with MLflow's own client."""
+
+import math
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from hpsearch.errors import FixInput
+from hpsearch.tracking import MlflowTracker, create_store, tracking_uri
+from hpsearch.types import StudyEnded, StudyStarted, Trial, TrialStarted
+from tests.events import RECORDS, study_events, trial_events
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory, new_store):
+    """A store that holds one mirrored study, and a file among its artifacts."""
+    folder = tmp_path_factory.mktemp("mirror")
+    (folder / "report.html").write_text("<p>report</p>")
+    tracker = MlflowTracker(new_store(folder), folder)
+    for event in study_events(artifacts=[str(folder / "report.html"), str(folder / "gone.txt")]):
+        tracker.record(event)
+    tracker.close()
+    assert tracker.problem == ""
+    return folder
+
+
+def runs_of(folder):
+    """Client, parent run and children by trial number."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits-tpe")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = {int(r.data.tags["hpsearch.trial"]): r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    return client, parent, children
+
+
+def test_a_parent_run_holds_the_study_and_a_child_run_each_trial(mirrored):
+    _, parent, children = runs_of(mirrored)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["sampler"] == "tpe"
+    assert parent.data.tags["hpsearch.data_digest"] == "ab12"
+    assert sorted(children) == [0, 1, 2, 3]
+    assert [children[n].info.run_name for n in range(4)] == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]
+
+
+def test_fates_tell_apart_by_status_and_tag(mirrored):
+    _, _, children = runs_of(mirrored)
+    found = {n: (r.info.status, r.data.tags["hpsearch.state"]) for n, r in children.items()}
+    assert found == {0: ("FINISHED", "COMPLETE"), 1: ("KILLED", "PRUNED"), 2: ("FAILED", "FAILED"), 3: ("FINISHED", "COMPLETE")}
+    assert children[2].data.tags["hpsearch.error"] == "diverged: validation loss is inf"
+
+
+def test_every_epoch_of_every_trial_is_there_once_with_its_time(mirrored):
+    client, _, children = runs_of(mirrored)
+    for record in RECORDS:
+        history = client.get_metric_history(children[record.number].info.run_id, "val_loss")
+        assert [(m.step, m.timestamp) for m in history] == [(r["epoch"], int(1000 * (record.started + r["seconds"]))) for r in record.curve]
+        for metric, row in zip(history, record.curve, strict=True):
+            assert metric.value == row["val_loss"] or (math.isnan(metric.value) and math.isinf(row["val_loss"]))
+    keys = children[0].data.metrics.keys()
+    assert {"val_loss", "train_loss", "accuracy", "f1", "learning_rate", "seconds", "best_val_loss", "best_epoch"} <= keys
+
+
+def test_hyperparameters_are_parameters_and_what_the_trainer_used_are_tags(mirrored):
+    _, _, children = runs_of(mirrored)
+    assert float(children[3].data.params["dropout"]) == pytest.approx(0.3)
+    assert float(children[3].data.tags["hpsearch.effective.dropout"]) == pytest.approx(0.3)
+    assert children[0].data.tags["hpsearch.origin"] == "default"
+
+
+def test_infinity_is_not_stored_as_a_number(mirrored):
+    with sqlite3.connect(mirrored / "mlflow.db") as db:
+        (count,) = db.execute("SELECT count(*) FROM metrics WHERE abs(value) > 1e300").fetchone()
+    db.close()
+    assert count == 0
+
+
+def test_the_parent_names_the_best_trial_and_carries_the_studys_files(mirrored):
+    client, parent, children = runs_of(mirrored)
+    assert parent.data.tags["hpsearch.best_trial"] == "3"
+    assert parent.data.tags["hpsearch.best_run_id"] == children[3].info.run_id
+    assert parent.data.metrics["best_val_loss"] == 0.6
+    assert parent.data.metrics["default_val_loss"] == 1.0
+    assert [f.path for f in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+
+
+def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_cut_off(tmp_path, new_store):
+    uri = new_store(tmp_path)
+    first, *_ = study_events()
+    tracker = MlflowTracker(uri, tmp_path)
+    tracker.record(first)
+    for record in RECORDS[:2]:
+        for event in trial_events(record):
+            tracker.record(event)
+    time.sleep(4)  # longer than FLUSH_SECONDS, so that running trials have runs
+    tracker.record(StudyEnded("interrupted", None, None))
+    tracker.close()
+    _, parent, children = runs_of(tmp_path)
+    assert parent.info.status == "KILLED"
+    assert {r.data.tags["hpsearch.state"] for r in children.values()} == {"INTERRUPTED"}
+
+    # Meanwhile trial 0 ended without MLflow hearing of it; trial 1 is trained again.
+    tracker = MlflowTracker(uri, tmp_path)
+    tracker.record(StudyStarted(first.study, first.spec, (RECORDS[0],), 4, 2))
+    again = replace(RECORDS[1], attempt=2)
+    for event in trial_events(again):
+        tracker.record(event)
+    tracker.record(StudyEnded("budget", RECORDS[0], RECORDS[0]))
+    tracker.close()
+    client, parent_again, children = runs_of(tmp_path)
+    assert parent_again.info.run_id == parent.info.run_id
+    assert children[0].info.status == "FINISHED"
+    history = client.get_metric_history(children[0].info.run_id, "val_loss")
+    assert [m.step for m in history] == [1, 2, 3, 4]
+    history = client.get_metric_history(children[1].info.run_id, "val_loss")
+    assert [m.step for m in history] == [1, 2]
+
+
+def test_a_dead_server_neither_blocks_nor_breaks_and_is_reported(tmp_path):
+    tracker = MlflowTracker("http://127.0.0.1:9", tmp_path)
+    for event in study_events():
+        tracker.record(event)
+    tracker.close()
+    assert tracker.problem
+    assert "Traceback" in (tmp_path / "tracking.log").read_text()
+
+
+def test_a_killed_mirror_is_reported(tmp_path):
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    tracker.process.kill()
+    tracker.record(TrialStarted(Trial(0, {}), 0.0))
+    tracker.close()
+    assert tracker.problem == "its process died"
+
+
+def test_a_store_killed_while_it_is_made_leaves_none_rather_than_half(tmp_path):
+    code = f"from hpsearch.tracking import create_store; create_store('sqlite:///{tmp_path}/mlflow.db')"
+    for delay in (1.5, 2.5, 3.0):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    create_store(f"sqlite:///{tmp_path}/mlflow.db")
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment("0").name == "Default"
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/x", "ftp://host/x"])
+def test_a_store_that_mlflow_cannot_write_is_refused_with_the_remedy(tmp_path, uri):
+    with pytest.raises(FixInput, match="use sqlite:///mlflow.db"):
+        tracking_uri(uri, tmp_path)
+
+
+def test_the_default_store_is_mlflows_own(tmp_path, monkeypatch):
+    assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri("sqlite:///other.db", tmp_path) == f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert tracking_uri(None, tmp_path) == "http://localhost:5000"
