@@ -89,24 +89,28 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
     `say` hears what long steps are doing. Raises FixInput or FixSetup before anything is created, WaitOrStop when another
     process runs this study, Interrupted after a signal, once everything that was told is stored.
     """
+    from hpsearch.executors.process import ProcessExecutor
+    from hpsearch.executors.worker import KernelRef
+    from hpsearch.finetune.names import check_names
+
     begun = time.monotonic()
     name = spec.study_name()
     folder = where.runs(name)
+    check_names(spec.model, spec.data, spec.weights)
     workers, threads = crew(spec)
-    with study_lock(folder, name), stop_signals() as stop:
-        say(f"Starting {workers} worker{'s' * (workers > 1)} ({threads} thread{'s' * (threads > 1)} each) and opening {name}")
-        from hpsearch.executors.process import ProcessExecutor
-        from hpsearch.executors.worker import KernelRef
+    say(f"Starting {workers} worker{'s' * (workers > 1)} ({threads} thread{'s' * (threads > 1)} each) and opening {name}")
+    config = spec.resolved() | {"folder": str(folder), "threads": threads}
+    executor = ProcessExecutor(KernelRef(KERNEL, config), workers, threads, PRELOAD)  # torch loads while Optuna does
+    from hpsearch.search.store import check_storage, open_storage
 
-        config = spec.resolved() | {"folder": str(folder), "threads": threads}
-        executor = ProcessExecutor(KernelRef(KERNEL, config), workers, threads, PRELOAD)
+    check_storage(where.storage, create=True)
+    with study_lock(folder, name), stop_signals() as stop:
         mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
         trackers: list[Tracker] = [*listeners, *([mlflow] if mlflow else [])]
         try:
             from hpsearch.orchestrator import Orchestrator
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
-            from hpsearch.search.store import open_storage
 
             searcher = OptunaSearcher(spec, open_storage(where.storage, create=True))
             try:

@@ -116,8 +116,7 @@ def run(
     from hpsearch.resources import study_file
     from hpsearch.spec import load_spec
 
-    count = int(workers) if workers and workers.isdigit() else workers
-    spec = load_spec(study_file(study or Path("digits")), settings, flags | {"workers": count})
+    spec = load_spec(study_file(study or Path("digits")), settings, flags | {"workers": workers})
     where = located(storage, tracking_uri, not no_tracking)
     from rich.console import Console
 
@@ -170,11 +169,14 @@ def gain(s: Summary) -> str:
         return "Gain: the default recipe (trial 0) has no result to compare with."
     if s.best.number == s.default.number:
         return "Gain: none yet; the default recipe (trial 0) is the best so far."
-    text = f"Gain over the default recipe (trial 0: {score(s.default)}):\n  val_loss {s.best.val_loss - s.default.val_loss:+.4f}"
-    if "accuracy" in s.best.metrics and "accuracy" in s.default.metrics:
-        points = 100 * (s.best.metrics["accuracy"] - s.default.metrics["accuracy"])
-        text += f", accuracy {points:+.1f} points on the validation images (one seed each)"
-    return text
+    before, after = s.default.val_loss, s.best.val_loss
+    lines = ["Gain over the default recipe (trial 0), on the validation images, one seed each:"]
+    lines.append(f"  val_loss  {before:.4f} -> {after:.4f}  ({after - before:+.4f} nats)")
+    for key in ("accuracy", "f1"):
+        if key in s.default.metrics and key in s.best.metrics:
+            a, b = (100 * r.metrics[key] for r in (s.default, s.best))
+            lines.append(f"  {key:<8}  {a:.1f} % -> {b:.1f} %  ({b - a:+.1f} points)")
+    return "\n".join(lines)
 
 
 @main.command("list")
@@ -202,17 +204,20 @@ def list_(storage: str | None, as_json: bool) -> None:
 def show(study: str | None, storage: str | None, as_json: bool) -> None:
     """Show the trials of STUDY (may be left out when there is only one)."""
     from hpsearch import actions
-    from hpsearch.terminal import SHORT, percent, values
+    from hpsearch.terminal import columns, percent, values
 
     found = actions.show(located(storage, track=False), study)
     if as_json:
         click.echo(json.dumps(actions.study_json(found), indent=2))
         return
     click.echo(f"{found.name}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
-    click.echo(f"{'trial':>5} {'state':<9}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in SHORT.values()))
+    click.echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
     for r in found.records:
         loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
-        line = f"{r.number:>5} {r.status.value.lower():<9}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
+        epoch = f"{len(r.curve)}/{r.params.get('epochs', '?')}"
+        line = f"{r.number:>5} {r.status.value.lower():<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(
+            f"{v:>8}" for v in values(r.params)
+        )
         click.echo(line + (f"\n      {r.error}" if r.error else ""))
 
 

@@ -43,12 +43,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "frozen_layers": {"low": 0, "high": 6, "default": 0, "grid": [0, 2, 4, 5]},
 }
 
-ENTRY_KEYS = ("low", "high", "log", "step", "choices", "value", "default", "grid")
+ENTRY_KEYS = ("low", "high", "log", "choices", "value", "default", "grid")
 # The three forms of an entry, by their first key, and what each may hold.
 GOES_WITH: Mapping[str, tuple[str, ...]] = {
     "value": ("value",),
     "choices": ("choices", "default", "grid"),
-    "low": ("low", "high", "log", "step", "default", "grid"),
+    "low": ("low", "high", "log", "default", "grid"),
 }
 GRID_LIMIT = 1_000_000
 
@@ -63,7 +63,6 @@ class Parameter:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    step: float | None = None
     choices: tuple[Value, ...] = ()
     grid: tuple[Value, ...] = ()
 
@@ -73,8 +72,8 @@ class Parameter:
             return self.grid or self.choices
         if self.grid:
             return self.grid
-        if self.kind == "int" and (self.high - self.low) / (self.step or 1) < 16 and not self.log:
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.kind == "int" and self.high - self.low < 16 and not self.log:
+            return tuple(range(int(self.low), int(self.high) + 1))
         raise FixInput(
             f"the grid sampler needs points for '{self.name}': add `grid: [...]` or `grid: 5` to space.{self.name}, or fix its value"
         )
@@ -84,14 +83,6 @@ class Parameter:
         if self.kind in ("fixed", "choice"):
             return value in self.choices
         return isinstance(value, (int, float)) and self.low <= value <= self.high
-
-    def on_edge(self, value: Value, share: float = 0.02) -> Literal["low", "high"] | None:
-        """Which end of the range `value` lies on, within `share` of its length on its own scale."""
-        if self.kind not in ("float", "int") or not isinstance(value, (int, float)) or self.low == self.high:
-            return None
-        low, high, x = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        position = (x - low) / (high - low)
-        return "low" if position <= share else "high" if position >= 1 - share else None
 
 
 Space = tuple[Parameter, ...]
@@ -165,15 +156,12 @@ def parse_range(name: str, entry: Mapping[str, Any], where: str) -> Parameter:
         raise FixInput(f"{where}.log must be true or false")
     if log and low <= 0:
         raise FixInput(f"{where}: a log scale needs low > 0, got {low}; raise low or set log: false")
-    step = number(name, entry["step"], f"{where}.step", bounded=False) if "step" in entry else None
-    if step is not None and (step <= 0 or log):
-        raise FixInput(f"{where}.step must be positive, and cannot go with log: true")
     default = number(name, entry["default"], f"{where}.default") if "default" in entry else min(max(DEFAULTS[name]["default"], low), high)
     if not low <= default <= high:
         raise FixInput(f"{where}.default {default} lies outside {low} to {high}")
-    parameter = Parameter(name, KNOWN[name].kind, default, low, high, log, step)
+    parameter = Parameter(name, KNOWN[name].kind, default, low, high, log)
     grid = listed_grid(name, entry, where, None, parameter)
-    return Parameter(name, KNOWN[name].kind, default, low, high, log, step, grid=grid)
+    return Parameter(name, KNOWN[name].kind, default, low, high, log, grid=grid)
 
 
 def listed_grid(
@@ -208,7 +196,7 @@ def spread(parameter: Parameter, n: int, where: str) -> tuple[Value, ...]:
     return tuple(dict.fromkeys(round(v) if parameter.kind == "int" else v for v in values))
 
 
-def number(name: str, value: Any, where: str, bounded: bool = True) -> Any:
+def number(name: str, value: Any, where: str) -> Any:
     """`value` as the type the hyperparameter has; FixInput when it is not a finite number of its kind and domain."""
     known = KNOWN[name]
     if isinstance(value, str):
@@ -229,7 +217,7 @@ def number(name: str, value: Any, where: str, bounded: bool = True) -> Any:
         if value != int(value):
             raise FixInput(f"{where} must be a whole number, got {value}")
         value = int(value)
-    if bounded and not known.low <= value <= known.high:
+    if not known.low <= value <= known.high:
         raise FixInput(f"{where} must lie between {known.low:g} and {known.high:g} ({known.unit}), got {value}")
     return value
 

@@ -155,7 +155,6 @@ def entry(p: Parameter) -> dict[str, Any]:
     else:
         values = {"low": p.low, "high": p.high, "default": p.default}
         values |= {"log": True} if p.log else {}
-        values |= {"step": p.step} if p.step else {}
     return values | ({"grid": list(p.grid)} if p.grid else {})
 
 
@@ -174,7 +173,8 @@ def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Map
         if key == "pruner" and isinstance(values.get("pruner"), dict):
             value = values["pruner"] | {"name": value}
         values[key] = value
-    return parse_spec(values, source=str(path) if path else "the command line")
+    changed = any(settings) or any(value is not None for value in (flags or {}).values())
+    return parse_spec(values, source=(f"{path} with these options" if changed else str(path)) if path else "this study")
 
 
 def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpec:
@@ -239,7 +239,7 @@ def default_section(keys: list[str]) -> dict[str, Any]:
 
 def drop_rivals(entry: dict[str, Any], key: str) -> None:
     """After one form of a hyperparameter was set, remove what belongs to the other forms or lies outside it."""
-    form = {"value": "value", "choices": "choices", "low": "low", "high": "low", "log": "low", "step": "low"}.get(key)
+    form = {"value": "value", "choices": "choices", "low": "low", "high": "low", "log": "low"}.get(key)
     if form is None:
         return
     for name in list(entry):

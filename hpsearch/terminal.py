@@ -193,23 +193,27 @@ class LiveTable:
 
     def table(self) -> Table:
         """Running trials, then the latest ended ones."""
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        for title in ("trial", "state", "epoch", "val_loss", "acc %", *SHORT.values()):
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+        for title in ("trial", "state", "epoch", "val_loss", "acc %", *columns()):
             table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
         for number, (trial, progress) in sorted(self.board.running.items()):
-            at = f"{progress.epoch}/{progress.epochs}" if progress else f"0/{trial.params.get('epochs', '?')}"
+            at = f"{progress.epoch if progress else 0}/{trial.params.get('epochs', '?')}"
             loss = f"{progress.val_loss:.4f}" if progress else ""
             accuracy = percent(progress.metrics) if progress else ""
             table.add_row(str(number), "running", at, loss, accuracy, *values(trial.params), style=COLOURS[Status.RUNNING])
         for record in reversed(self.board.ended[-SHOWN:]):
             at = f"{len(record.curve)}/{record.params.get('epochs', '?')}"
             loss = f"{record.val_loss:.4f}" if record.val_loss is not None else "-"
-            star = " *" if self.board.best is record else ""
-            state = Text(record.status.value.lower() + star, style=COLOURS[record.status])
+            state = Text("best" if self.board.best is record else record.status.value.lower(), style=COLOURS[record.status])
             table.add_row(str(record.number), state, at, loss, percent(record.metrics), *values(record.params))
         return table
 
 
+def columns() -> list[str]:
+    """Headings of the hyperparameters in the table; epochs stand with the epoch reached."""
+    return [title for name, title in SHORT.items() if name != "epochs"]
+
+
 def values(params: Params) -> list[str]:
-    """A configuration as the table's columns."""
-    return [brief(params.get(name, "")) for name in SHORT]
+    """A configuration under `columns`."""
+    return [brief(params.get(name, "")) for name in SHORT if name != "epochs"]

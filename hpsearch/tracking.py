@@ -6,7 +6,6 @@ its own, at low priority, fed by a queue that never blocks. Optuna's storage is 
 
 from __future__ import annotations
 
-import logging
 import math
 import multiprocessing
 import os
@@ -122,7 +121,7 @@ def quiet_environment() -> None:
 def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.Queue[str], uri: str, folder: str) -> None:
     """Mirror events until None comes, then answer with what went wrong ("" when nothing did)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table it makes
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it announces every table it makes
     problem = ""
     mirror: Mirror | None = None
     try:

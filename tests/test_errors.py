@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch import errors
@@ -70,6 +70,7 @@ def test_a_hint_is_the_nearest_name_or_all_of_them(word, known, hint):
     assert nearest(word, known) == hint
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.text(min_size=1), min_size=1))
 def test_a_hint_only_ever_names_valid_names(word, known):
     hint = nearest(word, known)

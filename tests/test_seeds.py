@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.seeds import seed_for
@@ -25,6 +25,7 @@ def test_seeds_never_change_or_old_studies_could_not_be_continued(key, seed):
     assert seed_for(*key) == seed
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.text(max_size=20))
 def test_a_seed_fits_every_library_that_takes_32_bits(study, trial, purpose):
     assert 0 <= seed_for(study, trial, purpose) < 2**32

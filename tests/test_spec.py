@@ -54,6 +54,7 @@ def test_a_study_without_a_name_is_called_after_data_sampler_and_seed(values, na
     assert parse_spec(values).study_name() == name
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(SAMPLERS), st.integers(0, 2**31 - 1))
 def test_a_made_up_name_is_always_a_valid_one(data, sampler, seed):
     assert check_study_name(StudySpec(data=data, sampler=sampler, seed=seed).study_name())
@@ -364,6 +365,7 @@ def test_arbitrary_settings_are_taken_or_refused(settings_):
     accepted(None, settings_)
 
 
+@settings(deadline=None)
 @given(STUDIES)
 def test_arbitrary_python_values_are_read_or_refused(values):
     with suppress(FixInput):

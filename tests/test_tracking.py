@@ -151,7 +151,7 @@ def test_a_store_killed_while_it_is_made_leaves_none_rather_than_half(tmp_path):
 
 @pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/x", "ftp://host/x"])
 def test_a_store_that_mlflow_cannot_write_is_refused_with_the_remedy(tmp_path, uri):
-    with pytest.raises(FixInput, match="use sqlite:///mlflow.db"):
+    with pytest.raises(FixInput, match="use sqlite:///mlflow"):
         tracking_uri(uri, tmp_path)
 
 

@@ -6,7 +6,7 @@ import math
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.errors import FixInput
@@ -70,6 +70,7 @@ def test_a_key_is_the_word_that_was_written(key):
     assert parse_yaml(f"{key}: 1\nb: {{{key}: 2}}", "f") == {key: 1, "b": {key: 2}}
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_that_python_prints_is_read_back(number):
     assert parse_yaml(repr(number), "f") == number
@@ -84,6 +85,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_json_is_read_as_json(value):
     assert parse_yaml(json.dumps(value, ensure_ascii=False), "f") == value
@@ -150,6 +152,7 @@ def test_nesting_up_to_the_limit_is_read():
     assert parse_yaml("[" * MAX_DEPTH + "]" * MAX_DEPTH, "f") is not None
 
 
+@settings(deadline=None)
 @given(st.text() | st.text("{}[]:,-&*!'\"|>%@`?#~=<\\ \n\tae019.Uux"))
 def test_arbitrary_text_is_read_or_refused(text):
     with suppress(FixInput):
@@ -174,6 +177,7 @@ TAGS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(TAGS),
     st.sampled_from(["''", "x", "-", "+", "1:", "0x", "0b_", ".", "[]", "[a]", "[[a, b]]", "[{a: 1}]", "{}", "{a: 1}", "~"]),

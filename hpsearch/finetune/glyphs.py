@@ -8,14 +8,15 @@ Notation: N images, 62 classes in the order of CLASSES.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import matplotlib
 import numpy as np
 import torch
@@ -171,17 +172,19 @@ def pretrain(seed: int, images: int, epochs: int) -> FineTuneModel:
             optimiser.step()
             schedule.step()
             total += loss.item() * len(index)
-        click.echo(f"epoch {epoch + 1}/{epochs}: loss {total / images:.3f} nats, {time.perf_counter() - start:.1f} s")
+        sys.stdout.write(f"epoch {epoch + 1}/{epochs}: loss {total / images:.3f} nats, {time.perf_counter() - start:.1f} s\n")
     return model.to(memory_format=torch.contiguous_format)
 
 
-@click.command()
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=ARCHITECTURES["glyphnet"].weights, help="File.")
-@click.option("--seed", default=SEED, show_default=True, help="Seed of images, weights and order.")
-@click.option("--images", default=IMAGES, show_default=True, help="Characters rendered for training.")
-@click.option("--epochs", default=EPOCHS, show_default=True, help="Passes over them.")
-def main(output: Path, seed: int, images: int, epochs: int) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Pre-train glyphnet on rendered characters and write its weights (safetensors)."""
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=ARCHITECTURES["glyphnet"].weights, help="file to write")
+    parser.add_argument("--seed", type=int, default=SEED, help="of images, weights and order")
+    parser.add_argument("--images", type=int, default=IMAGES, help="characters rendered for training")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over them")
+    options = parser.parse_args(arguments)
+    output, seed, images, epochs = options.output, options.seed, options.images, options.epochs
     torch.set_num_threads(1)  # the order of sums, and so the file's digest, depends on the number of threads
     model = pretrain(seed, images, epochs)
     reached = accuracy(model, *held_out())
@@ -190,7 +193,7 @@ def main(output: Path, seed: int, images: int, epochs: int) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # One metadata key: safetensors writes several in an order that differs from process to process.
     output.write_bytes(save(model.state_dict(), metadata={"hpsearch": json.dumps(facts | versions)}))
-    click.echo(f"accuracy on the held-out source set {reached:.4f}; wrote {output} ({output.stat().st_size:,} bytes)")
+    sys.stdout.write(f"accuracy on the held-out source set {reached:.4f}; wrote {output} ({output.stat().st_size:,} bytes)\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from hpsearch.errors import FixInput
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune import metrics, models, optim
 from hpsearch.finetune.context import DeviceContext
+from hpsearch.finetune.names import check_names
 from hpsearch.seeds import seed_for
 from hpsearch.types import Facts, Job, Outcome, Params, Progress, Session, Status, Trial
 
@@ -84,11 +85,12 @@ class FineTuneKernel:
     def load(self) -> Resident:
         """Decode, split, normalise, and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
-        arch = models.architecture(cfg["model"])
+        check_names(cfg["model"], cfg["data"], cfg["weights"])
+        arch = models.ARCHITECTURES[cfg["model"]]
         split = cfg["split"]
         data = datasets.load(cfg["data"], arch.size, split["train_per_class"], split["val_images"], self.seed)
         self.data = data
-        pretrained = cfg.get("weights", "DEFAULT") != "none"
+        pretrained = cfg["weights"] != "none"
         model, initial = models.initial_state(cfg["model"], len(data.classes), pretrained, seed_for(self.seed, 0, "head"))
         # channels_last makes a step 1.1 to 1.7 times faster here (studies/LOG.md), and is what GPUs want too.
         model.to(device).to(memory_format=torch.channels_last)
@@ -116,7 +118,7 @@ class FineTuneKernel:
         return Facts(
             {
                 "model": self.config["model"],
-                "weights": self.config.get("weights", "DEFAULT"),
+                "weights": self.config["weights"],
                 "parameters": sum(p.numel() for p in r.model.parameters()),
                 "blocks": len(r.model.blocks),
                 "data": self.config["data"],

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hpsearch.errors import FixInput, FixSetup, nearest
+from hpsearch.errors import FixSetup
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -133,19 +133,12 @@ class Architecture:
 ARCHITECTURES = {"glyphnet": Architecture(glyphnet, WEIGHTS / "glyphnet.safetensors", 16, 0.32, 0.31)}
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture called `name`; FixInput with the nearest name otherwise."""
-    if name not in ARCHITECTURES:
-        raise FixInput(f"unknown model '{name}': {nearest(name, ARCHITECTURES)}")
-    return ARCHITECTURES[name]
-
-
 def initial_state(name: str, classes: int, pretrained: bool, seed: int) -> tuple[FineTuneModel, dict[str, Tensor]]:
     """A model with a new head for `classes`, and a copy of its state to start each trial from.
 
     The new head (and, with `pretrained=False`, every layer) is drawn with `seed`; the source task's head is dropped.
     """
-    arch = architecture(name)
+    arch = ARCHITECTURES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = arch.build(classes)

@@ -90,7 +90,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def distribution(p: Parameter) -> BaseDistribution:
     """One parameter as Optuna's distribution."""
     if p.kind == "float":
-        return FloatDistribution(p.low, p.high, log=p.log, step=p.step)
+        return FloatDistribution(p.low, p.high, log=p.log)
     if p.kind == "int":
-        return IntDistribution(int(p.low), int(p.high), log=p.log, step=int(p.step or 1))
+        return IntDistribution(int(p.low), int(p.high), log=p.log)
     return CategoricalDistribution(p.choices)

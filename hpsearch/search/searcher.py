@@ -252,10 +252,10 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         storage.set_study_user_attr(study_id, RECORD, {"spec": spec.resolved(), "digest": spec.digest()})
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
-    if stored is None:
-        if storage.get_n_trials(study_id):
-            raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
+    if not storage.get_n_trials(study_id):  # made by a command that failed before its first trial: nothing to mix up
         stored = {"spec": spec.resolved()}
+    elif stored is None:
+        raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
     changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in SESSION})
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)

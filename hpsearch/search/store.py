@@ -52,7 +52,8 @@ def sqlite_path(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """The URL without its password, for messages and records."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    parsed = sqlalchemy.make_url(url)
+    return parsed.difference_update_query(["password"]).render_as_string(hide_password=True)
 
 
 def open_storage(url: str, create: bool = False) -> RDBStorage:
@@ -60,9 +61,7 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
 
     Raises FixSetup, before touching it, when the file is not Optuna's, is damaged, or its folder cannot be written.
     """
-    path = sqlite_path(url)
-    if path is not None:
-        check_sqlite(path, create)
+    path = check_storage(url, create)
     try:
         with creation_lock(path if create else None):
             kwargs = {"connect_args": {"timeout": 20}} if path is not None else {}
@@ -74,6 +73,14 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
         event.listen(storage.engine, "begin", begin_immediate)
         storage.engine.dispose()
     return storage
+
+
+def check_storage(url: str, create: bool = False) -> Path | None:
+    """Raise FixInput or FixSetup where `open_storage` would, as far as a look tells; the file, None for a server."""
+    path = sqlite_path(url)
+    if path is not None:
+        check_sqlite(path, create)
+    return path
 
 
 @contextmanager

@@ -60,11 +60,6 @@ def test_classes_too_small_are_named():
         data.load("digits", 16, 170, 400, seed=0)
 
 
-def test_an_unknown_data_set_is_refused_with_the_nearest_name():
-    with pytest.raises(FixInput, match="did you mean 'digits'"):
-        data.load("digit", 16, 5, 400, seed=0)
-
-
 def test_normalising_gives_the_mean_and_spread_asked_for():
     x = data.normalise(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), mean=0.25, std=0.5)
     assert x.flatten().tolist() == [-0.5, 1.5]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpsearch.errors import FixInput
-from hpsearch.finetune import models
+from hpsearch.finetune import models, names
 
 
 @pytest.fixture
@@ -63,9 +63,16 @@ def test_drawing_the_head_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_an_unknown_model_is_refused_with_the_nearest_name():
-    with pytest.raises(FixInput, match="did you mean 'glyphnet'"):
-        models.architecture("glyfnet")
+@pytest.mark.parametrize(
+    ("model", "data", "weights", "near"), [("glyfnet", "digits", "none", "glyphnet"), ("glyphnet", "digit", "none", "digits")]
+)
+def test_an_unknown_name_is_refused_with_the_nearest(model, data, weights, near):
+    with pytest.raises(FixInput, match=f"did you mean '{near}'"):
+        names.check_names(model, data, weights)
+
+
+def test_the_names_are_those_the_kernel_builds():
+    assert set(names.MODELS) == set(models.ARCHITECTURES)
 
 
 def test_dropout_keeps_the_expectation_and_its_own_generator():

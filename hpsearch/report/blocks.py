@@ -1,0 +1,206 @@
+"""What a page shows besides figures: tables with readable cells and their CSV, and texts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hpsearch.report import tables
+from hpsearch.report.words import FATES, NONE, loss, number, percent, seconds, shorten
+from hpsearch.types import Status, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hpsearch.report.tables import StudyView
+
+LABELS = {
+    "number": "trial",
+    "status": "fate",
+    "val_loss": "val loss (nats)",
+    "best_epoch": "best epoch",
+    "epochs_trained": "epochs trained",
+    "seconds": "time (s)",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+}
+
+
+YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # read as something else than text
+SHOWN: Mapping[str, Callable[[object], str]] = {"val_loss": loss, "seconds": seconds, **dict.fromkeys(tables.METRICS, percent)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a cell says, and the value it is sorted by."""
+
+    text: str
+    sort: float | str
+    css: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table on the page."""
+
+    title: str
+    columns: tuple[tuple[str, str], ...]  # label, CSS class
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]  # CSS class, cells
+    csv: str
+    file: str
+    sortable: bool = False
+    copy: str = ""  # text worth copying, shown below
+    copy_title: str = ""
+    kind: str = "table"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Texts on the page: sentences, or commands to copy."""
+
+    title: str
+    lines: tuple[str, ...]
+    code: bool = False
+    kind: str = "words"
+
+
+def trials(view: StudyView) -> Grid:
+    """All trials, sortable."""
+    frame = tables.trials(view)
+    best, default = tables.best_trial(view), tables.default_trial(view)
+    first, last = ["number", "status", "val_loss", "accuracy"], ["precision", "recall", "f1", "origin", "error"]
+    order = [*first, *(name for name in frame.columns if name not in (*first, *last)), *last]
+    columns = [name for name in order if name in first[:3] or frame[name].notna().any()]
+    marks = {r.number: css for r, css in ((default, "default"), (best, "best")) if r}
+    rows = [(marks.get(row["number"], ""), tuple(cell(name, row[name]) for name in columns)) for row in frame.to_dict("records")]
+    words = ("status", "origin", "error")
+    heads = tuple((LABELS.get(name, name), "text" if name in words else "num") for name in columns)
+    return Grid("All trials", heads, tuple(rows), *csv_link(view, "trials", frame), sortable=True)
+
+
+def cell(column: str, value: object) -> Cell:
+    """A value of the trial table."""
+    if value is None or value is pd.NA or value != value:
+        return Cell(NONE, "", "none")
+    if column == "status":
+        return Cell(FATES[Status(str(value))], str(value), f"fate {value}")
+    if column == "error":
+        return Cell(shorten(str(value), 240), str(value), "error")
+    if not isinstance(value, (int, float)):
+        return Cell(shorten(str(value), 60), str(value))
+    return Cell(SHOWN.get(column, number)(value), float(value), "num")
+
+
+def configuration(view: StudyView) -> Grid:
+    """The best configuration beside the default recipe, with a study file that runs it again."""
+    frame = tables.configuration(view)
+    rows = []
+    for name, best, used, default, ranged, edge in frame.itertuples(index=False):
+        remark = f"on the {edge} edge: widen it" if edge else ""
+        if used != best:
+            remark = f"trained with {number(used)}" + (f"; {remark}" if remark else "")
+        changed = "changed" if best is not None and best != default else ""
+        styled = (
+            (shorten(name, 40), "name"),
+            (number(best), f"num {changed}"),
+            (number(default), "num"),
+            (ranged, "name"),
+            (remark, "remark"),
+        )
+        rows.append(tuple(Cell(shorten(str(text), 90), "", css) for text, css in styled))
+    heads: tuple[tuple[str, str], ...] = (
+        ("hyperparameter", "text"),
+        ("best", "num"),
+        ("default recipe", "num"),
+        ("searched", "text"),
+        ("remark", "text"),
+    )
+    shown = slice(None) if any(cells[-1].text for cells in rows) else slice(-1)
+    recipe = recipe_yaml(view)
+    return Grid(
+        "Best trial beside the default recipe",
+        heads[shown],
+        tuple(("", cells[shown]) for cells in rows),
+        *csv_link(view, "configuration", frame),
+        copy=recipe,
+        copy_title="A study file that trains this configuration again" if recipe else "",
+    )
+
+
+def recipe_yaml(view: StudyView) -> str:
+    """The best configuration as a study file with every hyperparameter fixed; nothing without a best trial."""
+    best = tables.best_trial(view)
+    if best is None:
+        return ""
+    kept = {key: view.spec[key] for key in ("data", "split", "model", "weights", "seed") if view.spec.get(key) is not None}
+    fixed: dict[str, Value] = dict(best.params)
+    body = "".join(f"{line}\n" for line in yaml_lines({**kept, "trials": 1, "space": fixed}))
+    return f"# trial {best.number} of {shorten(view.name, 80)}: save as best.yaml, then `hpsearch run best.yaml`\n{body}"
+
+
+def yaml_lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested mappings of plain values as lines of YAML; what is no plain word or number stands as JSON, which is YAML too."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{yaml_word(key)}:"
+            yield from yaml_lines(value, f"{indent}  ")
+        else:
+            yield f"{indent}{yaml_word(key)}: {yaml_word(value)}"
+
+
+def yaml_word(value: object) -> str:
+    """A plain value as YAML."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in YAML_WORDS
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+def pairs(view: StudyView, title: str, name: str, frame: pd.DataFrame) -> Grid:
+    """A table of two columns: what, and its value."""
+    rows = tuple(("", (Cell(str(key), "", "name"), Cell(str(value), "", "wrap"))) for key, value in frame.itertuples(index=False))
+    return Grid(title, tuple((str(column), "text") for column in frame.columns), rows, *csv_link(view, name, frame))
+
+
+def study(view: StudyView) -> Grid:
+    """The resolved study."""
+    return pairs(view, "The study", "study", tables.study(view))
+
+
+def facts(view: StudyView) -> Grid:
+    """What the worker found."""
+    return pairs(view, "What the worker found", "facts", tables.facts(view))
+
+
+def policy(view: StudyView) -> Words:
+    """How pruned trials are told to the sampler."""
+    return Words("", (f"How the sampler learns from pruned trials: {view.policy}",) if view.policy else ())
+
+
+def notes(view: StudyView) -> Words:
+    """Commands and remarks of the caller."""
+    return Words("Commands", view.notes, code=True)
+
+
+def csv_link(view: StudyView, name: str, frame: pd.DataFrame) -> tuple[str, str]:
+    """A data URI with the table as CSV, and the file name to save it under."""
+    text = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}", f"{slug(view.name)}-{name}.csv"
+
+
+def slug(name: str) -> str:
+    """A study's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48] or "study"
+
+
+TABLES: Mapping[str, Callable[[StudyView], Grid]] = {"configuration": configuration, "trials": trials, "study": study, "facts": facts}
+"""Every table that a page can show."""
+
+WORDS: Mapping[str, Callable[[StudyView], Words]] = {"policy": policy, "notes": notes}
+"""Every text that a page can show."""

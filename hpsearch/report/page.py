@@ -1,0 +1,197 @@
+"""One self-contained HTML page of a study: a declarative page spec, a template, one inline plotly.js, no outside host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from hpsearch.errors import FixInput, FixSetup, nearest
+from hpsearch.report.blocks import TABLES, WORDS, Grid, Words, csv_link
+from hpsearch.report.figures import FIGURES
+from hpsearch.report.style import IN_THE_DARK, TEMPLATES
+from hpsearch.report.words import cards, shorten, verdict
+from hpsearch.resources import folder
+from hpsearch.yamlfile import parse_yaml
+
+if TYPE_CHECKING:
+    from hpsearch.report.tables import StudyView
+
+CONFIG = {
+    "showSendToCloud": False,  # Plotly's default offers to upload the figure
+    "displaylogo": False,
+    "responsive": True,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+}
+TEMPLATE = "page.html.j2"
+PAGE_KEYS = ("title", "sections")
+SECTION_KEYS = ("heading", "text", "show")
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure on the page: title and subtitle are HTML there, because Plotly's do not wrap on a phone."""
+
+    id: str
+    title: str
+    subtitle: str
+    height: int
+    csv: str
+    file: str
+    drawing: Mapping[str, Any]  # data and layout
+    kind: str = "figure"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with what stands under it."""
+
+    heading: str
+    text: str
+    blocks: tuple[Plot | Grid | Words, ...] = field(default_factory=tuple)
+
+
+def write_page(view: StudyView, path: Path, page: str | Path = "study") -> Path:
+    """Write the page called `page` (or the page spec in a file, given as a `Path`) about `view` to `path`, whole or not at all.
+
+    Raises FixInput for an unknown page, figure or table, and FixSetup when the file cannot be written.
+    """
+    text = render(view, load_page(page))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(aside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise FixSetup(f"the report cannot be written to {path}: {error.strerror}; name another place") from error
+    return path
+
+
+def render(view: StudyView, page: Mapping[str, Any]) -> str:
+    """The whole page as text."""
+    sections = [section(view, spec) for spec in page["sections"]]
+    plots = [b for s in sections for b in s.blocks if isinstance(b, Plot)]
+    loader = jinja2.FileSystemLoader(folder("dashboards"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(TEMPLATE).render(
+        title=page["title"],
+        view=view,
+        chips=chips(view),
+        verdict=verdict(view),
+        cards=cards(view),
+        sections=sections,
+        plots=script_json({p.id: p.drawing for p in plots}),
+        templates=script_json({mode: template.to_plotly_json() for mode, template in TEMPLATES.items()}),
+        shades=script_json(IN_THE_DARK),
+        config=script_json(CONFIG),
+        plotly=Markup(get_plotlyjs()) if plots else "",
+        nonce=secrets.token_urlsafe(16),
+    )
+
+
+def section(view: StudyView, spec: Mapping[str, Any]) -> Section:
+    """A section of the page spec with its blocks made."""
+    return Section(spec.get("heading", ""), spec.get("text", ""), tuple(block(view, name) for name in spec.get("show", ())))
+
+
+def block(view: StudyView, name: str) -> Plot | Grid | Words:
+    """The figure, table or text called `name`."""
+    if name in TABLES:
+        return TABLES[name](view)
+    if name in WORDS:
+        return WORDS[name](view)
+    return plot(view, name)
+
+
+def plot(view: StudyView, name: str) -> Plot:
+    """A figure taken apart for the page."""
+    drawn, table = FIGURES[name](view)
+    whole = json.loads(drawn.to_json())
+    title = whole["layout"].pop("title")
+    whole["layout"].pop("template")
+    whole["layout"]["margin"]["t"] = 16  # the title stands above the plot
+    subtitle = title["subtitle"]["text"]
+    csv, file = csv_link(view, name, table)
+    drawing = {"data": whole["data"], "layout": whole["layout"]}
+    return Plot(f"plot-{name}", Markup(title["text"]), Markup(subtitle), whole["layout"]["height"], csv, file, drawing)
+
+
+def chips(view: StudyView) -> list[tuple[str, str]]:
+    """What was run, in a line: the study's choices that a reader asks for first."""
+    shown = []
+    for key in ("model", "data", "sampler", "pruner", "seed", "trials"):
+        value = view.spec.get(key)
+        if isinstance(value, Mapping):
+            value = value.get("name")
+        if value is not None:
+            shown.append((key if key != "trials" else "budget", shorten(f"{value} trials" if key == "trials" else str(value), 80)))
+    return shown
+
+
+def script_json(value: object) -> Markup:
+    """JSON that cannot end the script element it stands in: markup characters are written as escapes."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+# ---------------------------------------------------------------- page specs
+
+
+def load_page(page: str | Path) -> Mapping[str, Any]:
+    """The checked page spec of that name, or in that file."""
+    known = {file.stem: file for file in folder("dashboards").glob("*.yaml")}
+    if isinstance(page, str) and page not in known:
+        raise FixInput(f"unknown page '{page}': {nearest(page, known)}")
+    path = page if isinstance(page, Path) else known[page]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise FixInput(f"the page spec {path} cannot be read: {error}") from None
+    return check_page(parse_yaml(text, str(path)), str(path))
+
+
+def check_page(values: object, source: str) -> Mapping[str, Any]:
+    """Refuse a page spec with unknown keys or names, naming the nearest valid one."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("title"), str) or not isinstance(values.get("sections"), list):
+        raise FixInput(f"{source} must hold `title: text` and `sections:`, a list of mappings with {', '.join(SECTION_KEYS)}")
+    check_keys(values, PAGE_KEYS, source)
+    for number, section in enumerate(values["sections"], start=1):
+        where = f"{source}, section {number}"
+        if not isinstance(section, Mapping):
+            raise FixInput(f"{where} must be a mapping with {', '.join(SECTION_KEYS)}")
+        check_keys(section, SECTION_KEYS, where)
+        check_section(section, where)
+    return values
+
+
+def check_section(section: Mapping[str, Any], where: str) -> None:
+    """Heading and text are text, `show` lists known names."""
+    for key in ("heading", "text"):
+        if not isinstance(section.get(key, ""), str):
+            raise FixInput(f"{where}: {key} must be text; put it in quotes")
+    shown = section.get("show", [])
+    if not isinstance(shown, Sequence) or isinstance(shown, str):
+        raise FixInput(f"{where}: show must be a list of names such as [history, trials]")
+    for name in shown:
+        if name not in (known := (*FIGURES, *TABLES, *WORDS)):
+            raise FixInput(f"{where}: unknown figure or table '{name}': {nearest(str(name), known)}")
+
+
+def check_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse keys outside `known`."""
+    for key in values:
+        if key not in known:
+            raise FixInput(f"{where}: unknown key '{key}': {nearest(str(key), known)}")

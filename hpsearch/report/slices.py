@@ -1,0 +1,132 @@
+"""Slices: the loss against each searched hyperparameter, one panel each."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from hpsearch.report import tables
+from hpsearch.report.style import (
+    COLOURS,
+    DEFAULT,
+    DRAWN_FATES,
+    LOSS_AXIS,
+    UNITS,
+    escape,
+    figure,
+    log_axis,
+    mark_best,
+    marker,
+    nothing,
+    panels,
+    value_axis,
+    whole_axis,
+)
+from hpsearch.report.words import FATES, several
+from hpsearch.types import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from hpsearch.report.tables import StudyView
+
+EDGE_TEXT = "best value lies on the edge<br>of its range: widen it"
+
+
+def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
+    """Loss against each searched hyperparameter, the best marked, edges of ranges flagged."""
+    names = tables.searched(view)
+    columns = {name: tables.parameter_column(name) for name in names}
+    table = tables.trials(view)[["number", "status", *columns.values(), "val_loss"]]
+    scored = table[table["val_loss"].notna()]
+    count = f"n = {len(scored)} of {several(len(table), 'trial')} (those with a loss)"
+    drawn = figure("Slices of the space", f"{count}, one mark a trial; one seed")
+    if not names or scored.empty:
+        return nothing(drawn, "No trial has a loss yet." if names else "Every hyperparameter is fixed: nothing was searched."), table
+    best = tables.best_trial(view)
+    for i, name in enumerate(names):
+        panel = "" if i == 0 else str(i + 1)
+        y_axis = value_axis(scored["val_loss"], LOSS_AXIS if i % 3 == 0 else "") | {"anchor": f"x{panel}"}
+        drawn.update_layout({f"xaxis{panel}": slice_axis(view, name) | {"anchor": f"y{panel}"}, f"yaxis{panel}": y_axis})
+        for status in DRAWN_FATES:
+            add_slice(drawn, scored[scored["status"] == status], columns[name], status, panel)
+        mark_default(drawn, view, name, panel)
+        mark_best(drawn, best, slice_value(view, name, best.params.get(name)) if best else None, panel, legend=i == 0)
+        if best and tables.edge(view, name, best.params.get(name)):
+            here = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
+            drawn.add_annotation(text=EDGE_TEXT, showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)
+    panels(drawn, len(names), columns=3)
+    narrow = dict(drawn.layout.meta["narrow"])
+    narrow |= {f"yaxis{'' if i == 0 else i + 1}.title.text": LOSS_AXIS for i in range(len(names))}
+    noted = 44 if drawn.layout.annotations else 8  # pixels: the legend stands above the notes on edges
+    narrow["legend.y"] = 1 + noted / narrow["height"]
+    return drawn.update_layout(legend={"y": 1 + noted / drawn.layout.height}, meta={"narrow": narrow}), table
+
+
+def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status, panel: str) -> None:
+    """The trials of one fate in one panel; the legend names a fate once."""
+    if rows.empty:
+        return
+    known = any(trace.legendgroup == status for trace in drawn.data)
+    category = drawn.layout[f"xaxis{panel}"].type == "category"
+    drawn.add_scatter(
+        x=[escape(v, 24) if category else tables.finite(v) for v in rows[column]],
+        y=rows["val_loss"].tolist(),
+        customdata=rows["number"].tolist(),
+        xaxis=f"x{panel}",
+        yaxis=f"y{panel}",
+        mode="markers",
+        name=f"{FATES[status]} ({len(rows)})",
+        legendgroup=str(status),
+        showlegend=not known,
+        marker=marker(status, size=7, opacity=0.75),
+        hovertemplate="trial %{customdata}<br>%{x}: %{y:.4g} nats<extra></extra>",
+    )
+
+
+def mark_default(drawn: go.Figure, view: StudyView, name: str, panel: str) -> None:
+    """A diamond on the default recipe."""
+    record = tables.default_trial(view)
+    if record and tables.loss_of(record) is not None:
+        drawn.add_scatter(
+            x=[slice_value(view, name, record.params.get(name))],
+            y=[record.val_loss],
+            xaxis=f"x{panel}",
+            yaxis=f"y{panel}",
+            mode="markers",
+            name="default recipe",
+            legendgroup="default",
+            showlegend=not panel,
+            marker={"symbol": "diamond", "size": 11, "color": DEFAULT, "line": {"width": 1}},
+            hovertemplate="default recipe<br>%{x}: %{y:.4g} nats<extra></extra>",
+        )
+
+
+def slice_axis(view: StudyView, name: str) -> dict[str, Any]:
+    """The axis of a hyperparameter on its own scale, a little wider than its range."""
+    entry = tables.space(view).get(name, {})
+    unit = ", ".join(word for word in (UNITS.get(name), "log" if entry.get("log") else "") if word)
+    title = escape(name, 40) + (f" ({unit})" if unit else "")
+    low, high = tables.finite(entry.get("low")), tables.finite(entry.get("high"))
+    if low is None or high is None:
+        order = [escape(choice, 24) for choice in entry.get("choices", ())]
+        return {"title": {"text": title}, "type": "category", "categoryorder": "array", "categoryarray": order}
+    if entry.get("log") and low > 0:
+        return {"title": {"text": title}} | log_range(low, high)
+    if isinstance(entry.get("low"), int) and isinstance(entry.get("high"), int):
+        return whole_axis(int(low), int(high), title)
+    room = 0.04 * (high - low)
+    return {"title": {"text": title}, "range": [low - room, high + room], "nticks": 6}
+
+
+def log_range(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis from low to high; Plotly wants the range in powers of ten."""
+    ends = math.log10(low), math.log10(high)
+    room = 0.04 * (ends[1] - ends[0])
+    return log_axis(ends[1] - ends[0], dense=1.2) | {"range": [ends[0] - room, ends[1] + room]}
+
+
+def slice_value(view: StudyView, name: str, value: object) -> object:
+    """A value as `add_slice` draws it."""
+    return tables.finite(value) if "low" in tables.space(view).get(name, {}) else escape(value, 24)

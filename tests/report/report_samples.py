@@ -1,0 +1,144 @@
+"""Studies made by hand: what the tests of the report draw and count."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from hpsearch.report.tables import StudyView
+from hpsearch.types import Status, TrialRecord
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script><b>&amp; %{y} $x$"
+SPACE: dict[str, dict[str, Any]] = {
+    "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-3},
+    "batch_size": {"choices": [16, 32, 64], "default": 32},
+    "epochs": {"low": 4, "high": 16, "default": 10},
+    "weight_decay": {"low": 1e-5, "high": 1e-1, "log": True, "default": 1e-2},
+    "dropout": {"low": 0.0, "high": 0.5, "default": 0.1},
+    "frozen_layers": {"low": 0, "high": 6, "default": 0},
+}
+SPEC: dict[str, Any] = {
+    "name": "digits-tpe",
+    "data": "digits",
+    "split": {"train_per_class": 10, "val_images": 400},
+    "model": "glyphnet",
+    "weights": "DEFAULT",
+    "sampler": "tpe",
+    "pruner": {"name": "median", "warmup": 0.3, "startup_trials": 5},
+    "seed": 0,
+    "trials": 50,
+    "space": SPACE,
+}
+FACTS: dict[str, Any] = {
+    "model": "glyphnet",
+    "parameters": 171_902,
+    "device": "cpu",
+    "blocks": ["stem", "block1", "block2", "block3", "block4", "block5"],
+    "images": {"train": 100, "val": 400, "test": 1297},
+    "digest": "9f1c2ab34d5e6f70",
+    "versions": {"torch": "2.15.0", "optuna": "5.0.0"},
+}
+
+
+def epoch(number: int, val_loss: float, accuracy: float = 0.9, seconds: float = 0.1) -> dict[str, float]:
+    """One row of a curve."""
+    shares = {"accuracy": accuracy, "precision": accuracy + 0.003, "recall": accuracy - 0.002, "f1": accuracy - 0.004}
+    return {
+        "epoch": number,
+        "val_loss": val_loss,
+        "train_loss": 0.8 * val_loss,
+        **shares,
+        "learning_rate": 1e-3,
+        "seconds": seconds * number,
+    }
+
+
+def record(number: int, status: Status = Status.COMPLETE, losses: tuple[float, ...] = (0.9, 0.5), **changes: Any) -> TrialRecord:
+    """A trial whose curve has the given losses; its score is the lowest finite one."""
+    known = [loss for loss in losses if math.isfinite(loss)]
+    best = min(known) if known else None
+    accuracy = changes.pop("accuracy", 0.9)
+    params = {"learning_rate": 1e-3, "batch_size": 32, "epochs": 10, "weight_decay": 1e-2, "dropout": 0.1, "frozen_layers": 0}
+    params |= changes.pop("params", {})
+    shares = changes.pop("accuracies", (accuracy,) * len(losses))
+    curve = tuple(epoch(i, loss, share) for i, (loss, share) in enumerate(zip(losses, shares, strict=True), start=1))
+    values: dict[str, Any] = {
+        "number": number,
+        "status": status,
+        "params": params,
+        "origin": "default" if number == 0 else "sampled",
+        "attempt": 1,
+        "val_loss": best,
+        "best_epoch": losses.index(best) + 1 if best is not None else None,
+        "seconds": 0.1 * len(losses),
+        "started": 1_760_000_000.0 + number,
+        "ended": 1_760_000_001.0 + number,
+        "metrics": {"accuracy": accuracy, "precision": accuracy, "recall": accuracy, "f1": accuracy},
+        "effective": params,
+        "curve": curve,
+        "checkpoint": None,
+        "error": None,
+    }
+    return TrialRecord(**(values | changes))
+
+
+def failed(number: int, error: str = "the validation loss became NaN in epoch 2", losses: tuple[float, ...] = ()) -> TrialRecord:
+    """A trial that ended without a score."""
+    return record(number, Status.FAILED, losses, val_loss=None, best_epoch=None, metrics={}, error=error)
+
+
+def view(*records: TrialRecord, **changes: Any) -> StudyView:
+    """A study of these trials."""
+    values: dict[str, Any] = {
+        "name": "digits-tpe",
+        "spec": SPEC,
+        "facts": FACTS,
+        "records": records,
+        "importance": (
+            ("learning_rate", 0.52),
+            ("frozen_layers", 0.21),
+            ("epochs", 0.12),
+            ("dropout", 0.08),
+            ("weight_decay", 0.04),
+            ("batch_size", 0.03),
+        ),
+        "importance_method": "fANOVA (Hutter et al., 2014)",
+        "policy": "TPE learns from complete and pruned trials; a pruned trial is told with its last loss.",
+        "notes": ("mlflow ui --backend-store-uri sqlite:///mlflow.db", "hpsearch run --sampler tpe --trials 100"),
+        "generated": "2026-11-21 11:40 UTC",
+    }
+    return StudyView(**(values | changes))
+
+
+def lifelike(n: int, seed: int = 0, **changes: Any) -> StudyView:
+    """A study of n trials whose losses depend on the hyperparameters as those of real fine-tuning do: some pruned, some failed."""
+    rng = random.Random(seed)
+    return view(*(lifelike_trial(number, rng) for number in range(n)), **changes)
+
+
+def lifelike_trial(number: int, rng: random.Random) -> TrialRecord:
+    """One of them."""
+    params: dict[str, Any] = {
+        "learning_rate": 10 ** rng.uniform(-4, -1),
+        "batch_size": rng.choice([16, 32, 64]),
+        "epochs": rng.randint(4, 16),
+        "weight_decay": 10 ** rng.uniform(-5, -1),
+        "dropout": rng.uniform(0, 0.5),
+        "frozen_layers": rng.randint(0, 6),
+    }
+    if number == 0:
+        params = {name: entry["default"] for name, entry in SPACE.items()}
+    off = abs(math.log10(params["learning_rate"]) + 1.9)
+    floor = 0.32 + 0.25 * off**2 + 0.09 * max(0, params["frozen_layers"] - 3) + 0.1 * params["dropout"]
+    rate = 0.25 + 0.5 / (1 + 2 * off)
+    losses = [floor + (2.3 - floor) * math.exp(-rate * i) + rng.gauss(0, 0.015) for i in range(1, params["epochs"] + 1)]
+    losses = [loss + (0.012 * max(0, i - 8)) for i, loss in enumerate(losses)]
+    if params["learning_rate"] > 0.085:
+        return failed(number, "the training loss became NaN in epoch 3: lower the learning rate", tuple(losses[:2]))
+    if number > 5 and losses[min(3, len(losses) - 1)] > 1.15:
+        losses = losses[: rng.randint(3, 5)]
+    status = Status.PRUNED if len(losses) < params["epochs"] else Status.COMPLETE
+    accuracies = tuple(max(0.1, 0.99 - 0.08 * loss - 0.12 * loss**2) for loss in losses)
+    best = accuracies[losses.index(min(losses))]
+    return record(number, status, tuple(losses), params=params, accuracy=best, accuracies=accuracies, seconds=0.11 * len(losses))

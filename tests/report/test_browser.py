@@ -1,0 +1,171 @@
+"""The page in a real browser: headless Chromium at desktop and phone width, light and dark. Screenshots stay in tests/screenshots/."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_samples import HOSTILE, SPACE, SPEC, failed, lifelike, record, view
+
+from hpsearch.report.figures import FIGURES
+from hpsearch.report.page import write_page
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+SHOTS = Path(__file__).parents[1] / "screenshots"
+
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium: `apt-get install chromium` (or Google Chrome) lets these tests look at the page"
+)
+
+# Headless Chromium lays no window out narrower than 500 px, so the page stands in a frame of the width wanted.
+PROBE = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
+<iframe id="frame" src="{page}" style="border:0;width:{width}px;height:{height}px"></iframe><pre id="seen"></pre>
+<script>
+const frame = document.getElementById("frame");
+frame.addEventListener("load", () => setTimeout(() => {{
+  const page = frame.contentDocument, seen = {{plots: {{}}}};
+  for (const plot of page.querySelectorAll(".plot")) {{
+    seen.plots[plot.id] = {{
+      marks: plot.querySelectorAll(".trace path, .points path, .point path, .bars path, path.point").length,
+      notes: plot.querySelectorAll(".annotation").length,
+      drawn: plot.querySelector("svg.main-svg")?.getBoundingClientRect().width ?? 0,
+      width: plot.clientWidth,
+      ticks: [...plot.querySelectorAll(".xtick text")].map((t) => t.textContent),
+      paper: plot.querySelector("svg.main-svg")?.style.background ?? "",
+      links: plot.querySelectorAll("a[href], img").length,
+    }};
+  }}
+  seen.wide = page.documentElement.scrollWidth;
+  seen.images = page.querySelectorAll("main img, header img").length;
+  const head = [...page.querySelectorAll("th button")].find((b) => b.textContent.startsWith("val loss"));
+  if (head) {{
+    const column = head.parentElement.cellIndex, rows = page.querySelector("table.sortable").tBodies[0].rows;
+    head.click();
+    seen.rising = [...rows].map((row) => row.cells[column].dataset.v);
+    head.click();
+    seen.falling = [...rows].map((row) => row.cells[column].dataset.v);
+    page.querySelector("th button").click();
+  }}
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+}}, 1500));
+</script>
+"""
+
+
+def chromium(tmp_path: Path, page: Path, size: tuple[int, int], *flags: str, dark: bool = False) -> tuple[str, list[str]]:
+    """What the browser prints about `page`, and the lines of its console."""
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--disable-web-security",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={size[0]},{size[1]}",
+        "--virtual-time-budget=5000",
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        *flags,
+        page.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def look(tmp_path: Path, page: Path, width: int, height: int, dark: bool = False, shot: str = "") -> dict[str, Any]:
+    """Open the page `width` pixels wide; what was seen there. Fails on any console message."""
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.format(page=page.as_uri(), width=width, height=height), encoding="utf-8")
+    text, console = chromium(tmp_path, probe, (width, height), "--dump-dom", dark=dark)
+    assert console == []
+    if shot:
+        SHOTS.mkdir(exist_ok=True)
+        target = SHOTS / f"{shot}.png"
+        target.unlink(missing_ok=True)
+        _, console = chromium(tmp_path, probe, (width, height), f"--screenshot={target}", dark=dark)
+        assert console == []
+        assert target.stat().st_size > 20_000
+    found = re.search(r'<pre id="seen">(.*?)</pre>', text, re.DOTALL)
+    assert found is not None
+    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return seen
+
+
+def check_plots(seen: dict[str, Any], width: int) -> None:
+    """Each plot holds marks and fits; the page does not scroll sideways; trial numbers and epochs are whole."""
+    assert set(seen["plots"]) == {f"plot-{name}" for name in FIGURES}
+    for name, plot in seen["plots"].items():
+        assert plot["marks"] > 0, name
+        assert plot["drawn"] == pytest.approx(plot["width"], abs=1), name
+        assert plot["links"] == 0, name
+    assert seen["wide"] <= width
+    for name in ("plot-history", "plot-curves"):
+        assert all(re.fullmatch(r"\d+", tick) for tick in seen["plots"][name]["ticks"])
+
+
+def check_sorted(seen: dict[str, Any]) -> None:
+    """A click on a heading sorts by number, a second click the other way; trials without a value stay last."""
+    rising, falling = seen["rising"], seen["falling"]
+    missing = rising.count("")
+    assert missing > 0
+    numbers = [float(value) for value in rising[:-missing]]
+    assert numbers == sorted(numbers)
+    assert falling[:-missing] == rising[-missing - 1 :: -1]
+    assert falling[-missing:] == rising[-missing:] == [""] * missing
+
+
+def test_console_messages_are_heard(tmp_path: Path) -> None:
+    page = tmp_path / "loud.html"
+    page.write_text("<script>console.error('a mistake'); nothing.here</script>")
+    _, console = chromium(tmp_path, page, (600, 400), "--dump-dom")
+    assert any("a mistake" in line for line in console)
+    assert any("ReferenceError" in line for line in console)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 6600), (390, 9400)])
+def test_the_page_at_desktop_and_phone_width(width: int, height: int, mode: str, tmp_path: Path) -> None:
+    page = write_page(lifelike(50), tmp_path / "report.html")
+    seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"study-{width}-{mode}")
+    check_plots(seen, width)
+    check_sorted(seen)
+    assert seen["plots"]["plot-history"]["paper"] == ("rgb(23, 28, 36)" if mode == "dark" else "rgb(255, 255, 255)")
+
+
+def test_a_thousand_trials_are_drawn(tmp_path: Path) -> None:
+    check_plots(look(tmp_path, write_page(lifelike(1000), tmp_path / "report.html"), 1280, 6600, shot="study-1000-trials"), 1280)
+
+
+def test_studies_with_nothing_to_draw_say_so_without_errors(tmp_path: Path) -> None:
+    for number, study in enumerate((view(importance=()), view(failed(0), failed(1), importance=()))):
+        seen = look(tmp_path, write_page(study, tmp_path / f"{number}.html"), 1280, 4000, shot=("", "study-failed-only")[number])
+        assert all(plot["marks"] or plot["notes"] for plot in seen["plots"].values())
+
+
+def test_hostile_names_do_nothing(tmp_path: Path) -> None:
+    space = SPACE | {HOSTILE: {"choices": [HOSTILE, "b"], "default": "b"}}
+    edges = {"learning_rate": 0.1, "epochs": 16, "dropout": 0.5, HOSTILE: HOSTILE}
+    study = view(
+        record(0, params={HOSTILE: "b"}),
+        record(1, losses=(0.01,), params=edges),
+        failed(2, HOSTILE),
+        name=HOSTILE,
+        spec=SPEC | {"space": space},
+        importance=((HOSTILE, 1.0),),
+        importance_method=HOSTILE,
+        policy=HOSTILE,
+        notes=(HOSTILE,),
+    )
+    seen = look(tmp_path, write_page(study, tmp_path / "report.html"), 1280, 5200, shot="study-hostile")
+    check_plots(seen, 1280)
+    assert seen["images"] == 0
+    assert seen["plots"]["plot-slices"]["notes"] == 3  # edges

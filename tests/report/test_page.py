@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from report_samples import HOSTILE, SPACE, SPEC, failed, lifelike, record, view
+
+from hpsearch.errors import FixInput, FixSetup
+from hpsearch.report import page as room
+from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml
+from hpsearch.report.figures import FIGURES
+from hpsearch.report.page import load_page, render, write_page
+from hpsearch.report.tables import StudyView
+from hpsearch.types import Status, TrialRecord
+from hpsearch.yamlfile import parse_yaml
+
+
+class Reader(HTMLParser):
+    """Collects elements, their attributes and the text outside scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.words.append(data)
+
+
+def check(text: str, study: StudyView) -> Reader:
+    """What holds of every page: nothing is fetched, nothing of the study is markup, every figure has its place."""
+    page = Reader(text)
+    for tag, attributes in page.elements:
+        assert tag not in ("img", "iframe", "link", "object", "embed", "base", "form"), tag
+        assert not [name for name in attributes if name.startswith("on")]
+        assert "src" not in attributes
+        assert (attributes.get("href") or "data:text/csv").startswith("data:text/csv")
+    outside = re.sub(r"<script nonce=.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:|url\(|@import""", outside)
+    assert {a["id"] for _, a in page.elements if (a.get("id") or "").startswith("plot-")} == {f"plot-{name}" for name in FIGURES}
+    assert text.count("* plotly.js v") == 1
+    assert [tag for tag, _ in page.elements].count("script") == 6
+    del study
+    return page
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short stand-in for plotly.js: these tests read the page around it."""
+    monkeypatch.setattr(room, "get_plotlyjs", lambda: "/** * plotly.js v0 */")
+    return
+
+
+STUDIES = {
+    "lifelike": lifelike(50),
+    "empty": view(importance=()),
+    "failed only": view(failed(0), failed(1)),
+    "pruned only": view(record(0, Status.PRUNED), record(1, Status.PRUNED, (2.0,))),
+    "one trial": view(record(0)),
+    "one running trial": view(record(0, Status.RUNNING, (), val_loss=None, best_epoch=None)),
+    "no losses": view(record(0, losses=(float("nan"),)), record(1, losses=(float("inf"), float("nan")))),
+    "bare": StudyView("bare", {}, {}, (record(0),), (), "", "", (), ""),
+    "a thousand": lifelike(1000),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_of_any_study_is_written(name: str, tmp_path: Path) -> None:
+    path = write_page(STUDIES[name], tmp_path / "deep" / "report.html")
+    check(path.read_text(encoding="utf-8"), STUDIES[name])
+    assert os.listdir(path.parent) == ["report.html"]
+
+
+def test_hostile_text_is_shown_as_text(quick: None) -> None:
+    space = SPACE | {HOSTILE: {"choices": [HOSTILE, "b"], "default": "b"}}
+    study = view(
+        record(0, params={HOSTILE: "b"}),
+        record(1, losses=(0.1,), params={HOSTILE: HOSTILE}),
+        failed(2, HOSTILE),
+        name=HOSTILE,
+        spec=SPEC | {"space": space, "model": HOSTILE, "data": HOSTILE},
+        facts={HOSTILE: HOSTILE},
+        importance=((HOSTILE, 1.0),),
+        importance_method=HOSTILE,
+        policy=HOSTILE,
+        notes=(HOSTILE,),
+        generated=HOSTILE,
+    )
+    page = check(render(study, load_page("study")), study)
+    assert sum("<img src=x onerror=alert(1)>" in word for word in page.words) >= 10
+
+
+def test_scripts_are_allowed_by_nonce_only() -> None:
+    text = render(view(record(0)), load_page("study"))
+    policy = next(a["content"] for tag, a in Reader(text).elements if tag == "meta" and a.get("http-equiv"))
+    assert policy is not None
+    nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy)
+    assert nonce is not None
+    assert "default-src 'none'" in policy
+    assert text.count(f'nonce="{nonce[1]}"') == 2
+    assert nonce[1] not in render(view(record(0)), load_page("study"))
+
+
+def test_the_data_behind_each_figure_can_be_saved_as_csv(quick: None) -> None:
+    study = lifelike(20)
+    links = {a["download"]: a["href"] for tag, a in Reader(render(study, load_page("study"))).elements if tag == "a"}
+    assert {f"digits-tpe-{name}.csv" for name in (*FIGURES, *TABLES)} == set(links)
+    data = base64.b64decode((links["digits-tpe-history.csv"] or "").partition("base64,")[2])
+    table = pd.read_csv(io.BytesIO(data))
+    pd.testing.assert_frame_equal(table[["trial", "val_loss"]], FIGURES["history"](study)[1][["trial", "val_loss"]])
+
+
+def test_the_recipe_is_a_study_file_with_every_hyperparameter_fixed() -> None:
+    study = view(record(0), record(7, losses=(0.1,), params={"learning_rate": 1e-05}), name="odd\nname: x")
+    recipe = parse_yaml(recipe_yaml(study), "the recipe")
+    assert recipe["space"] == study.records[1].params
+    assert (recipe["data"], recipe["split"], recipe["trials"]) == ("digits", SPEC["split"], 1)
+    assert recipe_yaml(view(failed(0))) == ""
+
+
+def test_the_recipe_keeps_text_text() -> None:
+    spec = SPEC | {"data": "my flowers: 'é' #1", "model": "no", "weights": "a.b/c-d"}
+    recipe = parse_yaml(recipe_yaml(view(record(0, params={"x": True, "y": None, "on": "1e-3"}), spec=spec)), "the recipe")
+    assert {key: recipe[key] for key in ("data", "model", "weights")} == {key: spec[key] for key in ("data", "model", "weights")}
+    assert (recipe["space"]["x"], recipe["space"]["y"], recipe["space"]["on"]) == (True, None, "1e-3")
+
+
+def test_plotly_offers_no_upload() -> None:
+    assert room.CONFIG["showSendToCloud"] is False
+
+
+def test_the_page_is_replaced_whole_or_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("the old page")
+    with monkeypatch.context() as patch:
+        patch.setattr(room.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(FixSetup, match="No space left on device"):
+            write_page(view(record(0)), path)
+    assert path.read_text() == "the old page"
+    assert os.listdir(tmp_path) == ["report.html"]
+    write_page(view(record(0)), path)
+    assert "hpsearch" in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_file_in_place_of_the_folder_is_a_clear_error(tmp_path: Path, quick: None) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FixSetup, match="cannot be written"):
+        write_page(view(record(0)), tmp_path / "file" / "report.html")
+
+
+# ---------------------------------------------------------------- page specs
+
+
+def test_an_unknown_page_names_the_nearest() -> None:
+    with pytest.raises(FixInput, match="did you mean 'study'"):
+        load_page("studdy")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: x\nsections: [{show: [histroy]}]", "unknown figure or table 'histroy': did you mean 'history'"),
+        ("title: x\nsections: [{shows: [history]}]", "unknown key 'shows': did you mean 'show'"),
+        ("title: x\nsection: []", "must hold `title: text`"),
+        ("title: x\nsections: []\ntitel: y", "unknown key 'titel'"),
+        ("title: x\nsections: [history]", "section 1 must be a mapping"),
+        ("title: x\nsections: [{show: history}]", "show must be a list"),
+        ("title: x\nsections: [{text: 5}]", "text must be text"),
+        ("title: [", "is not YAML"),
+        ("!!python/object:os.system {}", "is not allowed"),
+        ("[]", "must hold"),
+    ],
+)
+def test_a_page_spec_that_cannot_be_used_says_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(FixInput, match=re.escape(message)):
+        write_page(view(record(0)), tmp_path / "report.html", path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_of_ones_own_without_code(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: Mine\nsections: [{heading: Only <this>, show: [trials, notes]}]")
+    text = render(view(record(0)), load_page(path))
+    assert "Only &lt;this&gt;" in text
+    assert "plotly.js v" not in text  # nothing to draw, nothing to carry
+
+
+def test_the_study_page_shows_everything() -> None:
+    shown = [name for section in load_page("study")["sections"] for name in section["show"]]
+    assert sorted(shown) == sorted((*FIGURES, *TABLES, *WORDS))
+
+
+# ---------------------------------------------------------------- any study at all
+
+NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)  # a page takes 0.1 s to make: shrinking would take minutes
+
+numbers = st.none() | st.floats() | st.floats(1e-3, 10)
+texts = st.text(max_size=30) | st.just(HOSTILE) | st.sampled_from(["\ud800", "\x00", "</script>", "=1+1", "a,b\r\n"])
+values = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | texts
+rows = st.fixed_dictionaries(
+    {"epoch": st.integers(1, 20), "val_loss": st.floats(), "train_loss": st.floats(), "seconds": st.floats(0, 1e6)}
+)
+records: st.SearchStrategy[TrialRecord] = st.builds(
+    TrialRecord,
+    number=st.integers(0, 10_000),
+    status=st.sampled_from(Status),
+    params=st.dictionaries(st.sampled_from([*SPACE, "number", "extra", HOSTILE]), values, max_size=4),
+    origin=st.sampled_from(["default", "sampled", "grid"]),
+    attempt=st.integers(1, 3),
+    val_loss=numbers,
+    best_epoch=st.none() | st.integers(1, 20),
+    seconds=st.floats(0, 1e9) | st.just(float("nan")),
+    started=st.none() | st.floats(0, 2e9),
+    ended=st.none() | st.floats(0, 2e9),
+    metrics=st.dictionaries(st.sampled_from(["accuracy", "f1", "recall"]), st.floats(), max_size=3),
+    effective=st.dictionaries(st.sampled_from([*SPACE]), values, max_size=3),
+    curve=st.lists(rows, max_size=4).map(tuple),
+    checkpoint=st.none(),
+    error=st.none() | texts,
+)
+
+
+@settings(
+    max_examples=40, deadline=None, phases=NO_SHRINKING, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    trials=st.lists(records, max_size=8, unique_by=lambda r: r.number),
+    name=texts,
+    importance=st.lists(st.tuples(texts, st.floats()), max_size=3),
+)
+def test_any_records_make_a_page(quick: None, trials: list[TrialRecord], name: str, importance: list[Any]) -> None:
+    study = view(*trials, name=name, importance=tuple(importance))
+    text = render(study, load_page("study")).encode("utf-8", "replace").decode()
+    check(text, study)
