@@ -1,7 +1,7 @@
 # make run: everything from nothing to a finished study; make test: the whole suite. `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python --quiet,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .PHONY: help run test check bench lock weights clean
 

@@ -31,5 +31,5 @@ class DeviceContext:
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # its own class would make whoever unpickles it import torch
         }

@@ -40,7 +40,20 @@ def preflight(sampler: str) -> None:
             raise FixSetup(f"the sampler '{sampler}' needs the package '{module}': pip install {module}")
 
 
-def make_sampler(name: str, study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
+class FixedSpaceTPE(optuna.samplers.TPESampler):
+    """TPE (Bergstra et al., 2011; Watanabe, 2023) told its search space; Optuna works it out of all trials at every ask."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        self.space = dict(sorted(space.items()))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
+        """All varied hyperparameters together."""
+        del study, trial
+        return self.space
+
+
+def make_sampler(name: str, space: Mapping[str, BaseDistribution], study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
     """The sampler called `name`, seeded for one ask.
 
     A fresh one for every ask makes a suggestion a function of the history and the seed alone, so that an interrupted
@@ -51,7 +64,7 @@ def make_sampler(name: str, study_seed: int, trial: int) -> optuna.samplers.Base
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
             case "tpe":
-                return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+                return FixedSpaceTPE(space, seed)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
             case "qmc":

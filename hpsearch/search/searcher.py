@@ -16,7 +16,8 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsearch.errors import ChooseAnotherName, FixSetup
+from hpsearch.errors import ChooseAnotherName
+from hpsearch.search import rows
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
 from hpsearch.search.store import Writer
 from hpsearch.seeds import seed_for
@@ -48,7 +49,8 @@ class OptunaSearcher:
         self.study_id = open_study(storage, spec)
         self.memory = InMemoryStorage()
         self.study = optuna.create_study(storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner))
-        self.ids: dict[int, int] = {}  # trial number -> id in the storage; touched by the writer's thread only
+        self.ids: dict[int, int] = {}  # trial number -> id in the storage; the writer's thread adds to it
+        self.shared: dict[str, Any] = {}  # what the study's system attributes are known to be in the storage
         self.curves: dict[int, list[dict[str, float]]] = {}
         self.best: dict[int, float] = {}  # best validation loss so far of live trials
         self.trials: dict[int, Trial] = {}  # live trials
@@ -145,6 +147,8 @@ class OptunaSearcher:
             error=outcome.error,
         )
         self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
+        if "accuracy" in record.metrics:  # for whoever looks with Optuna's dashboard
+            self.memory.set_trial_user_attr(memory_id, "accuracy", record.metrics["accuracy"])
         if outcome.status is Status.COMPLETE:
             self.study.tell(number, outcome.val_loss)
         elif outcome.status is Status.PRUNED:
@@ -154,7 +158,7 @@ class OptunaSearcher:
         for live in (self.best, self.trials, self.started):
             live.pop(number, None)
         ended = self.memory.get_trial(memory_id)
-        self.writer.put(lambda: self.store_end(ended, record))
+        self.writer.put(lambda: self.store_end(ended))
         return record
 
     def records(self) -> Iterator[TrialRecord]:
@@ -185,7 +189,8 @@ class OptunaSearcher:
 
     def sample(self) -> Trial:
         """One configuration from the sampler, seeded by the trial's number."""
-        self.study.sampler = make_sampler(self.spec.sampler, self.spec.seed, self.memory.get_n_trials(self.study._study_id))
+        number = self.memory.get_n_trials(self.study._study_id)
+        self.study.sampler = make_sampler(self.spec.sampler, self.varied, self.spec.seed, number)
         asked = self.study.ask(dict(self.varied))
         return Trial(asked.number, self.fixed | asked.params)
 
@@ -208,35 +213,23 @@ class OptunaSearcher:
 
     def store_start(self, trial: FrozenTrial, shared: Mapping[str, Any]) -> None:
         """Create the trial's row, or reopen it for another attempt."""
-        known = self.ids.get(trial.number)
-        if known is not None:
-            self.storage.set_trial_user_attr(known, RECORD, trial.user_attrs[RECORD])
-            self.storage.set_trial_state_values(known, TrialState.RUNNING)
+        if trial.number in self.ids:
+            rows.reopen(self.storage, self.ids[trial.number], trial)
             return
-        trial_id = self.storage.create_new_trial(self.study_id, trial)
-        number = self.storage.get_trial_number_from_id(trial_id)
-        if number != trial.number:
-            raise FixSetup(f"another program added trial {number} to this study")
-        self.ids[number] = trial_id
+        self.ids[trial.number] = rows.start(self.storage, self.study_id, trial)
         for key, value in shared.items():
-            self.storage.set_study_system_attr(self.study_id, key, value)
+            if self.shared.get(key) != value:
+                self.storage.set_study_system_attr(self.study_id, key, value)
+                self.shared[key] = value
 
-    def store_end(self, trial: FrozenTrial, record: TrialRecord) -> None:
-        """Write reports, attributes and, last, the state: a row that says it ended is whole."""
-        trial_id = self.ids[trial.number]
-        for step, value in trial.intermediate_values.items():
-            self.storage.set_trial_intermediate_value(trial_id, step, value)
-        for key, value in trial.system_attrs.items():
-            self.storage.set_trial_system_attr(trial_id, key, value)
-        self.storage.set_trial_user_attr(trial_id, RECORD, extras(record))
-        if "accuracy" in record.metrics:
-            self.storage.set_trial_user_attr(trial_id, "accuracy", record.metrics["accuracy"])
-        self.storage.set_trial_state_values(trial_id, trial.state, trial.values)
+    def store_end(self, trial: FrozenTrial) -> None:
+        """Write the end of a trial."""
+        rows.end(self.storage, self.ids[trial.number], trial)
 
     def requeue(self, number: int) -> None:
         """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""
         if number in self.ids:
-            self.storage.set_trial_state_values(self.ids[number], TrialState.WAITING)
+            rows.requeue(self.storage, self.ids[number])
 
 
 # ---------------------------------------------------------------- the study's row
