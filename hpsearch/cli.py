@@ -90,7 +90,7 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--seed", type=int, metavar="N", help="makes the whole study reproducible  [default: 0]")
 @click.option("--timeout", type=float, metavar="S", help="begin no trial after S seconds")
 @click.option("--workers", metavar="N", help="worker processes  [default: one per core, or one for a GPU]")
-@click.option("--name", metavar="NAME", help="name of the study  [default: made of data and sampler]")
+@click.option("--name", metavar="NAME", help="name of the study  [default: made of file and sampler]")
 @click.option("--data", metavar="DATA", help="what to train on  [default: the embedded digits]")
 @click.option("--model", metavar="NAME", help="which pretrained model  [default: glyphnet]")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")

@@ -124,10 +124,12 @@ class StudySpec(Part):
         return parse_space(self.space)
 
     def study_name(self) -> str:
-        """The study's name; without one given, made of data, sampler and, unless 0, seed."""
-        if self.name:
-            return self.name
-        base = re.sub(r"[^a-z0-9._-]+|[.]{2,}", "-", Path(self.data).name.lower()).strip("-._") or "study"
+        """The study's name; without one given, made of its data."""
+        return self.name or self.name_after(self.data)
+
+    def name_after(self, path: str) -> str:
+        """A name made of the last part of a path, the sampler and, unless 0, the seed."""
+        base = re.sub(r"[^a-z0-9._-]+|[.]{2,}", "-", Path(path).name.lower()).strip("-._") or "study"
         return f"{base[:40]}-{self.sampler}" + (f"-s{self.seed}" if self.seed else "")
 
     def resolved(self) -> dict[str, Any]:
@@ -174,7 +176,8 @@ def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Map
             value = values["pruner"] | {"name": value}
         values[key] = value
     changed = any(settings) or any(value is not None for value in (flags or {}).values())
-    return parse_spec(values, source=(f"{path} with these options" if changed else str(path)) if path else "this study")
+    spec = parse_spec(values, source=(f"{path} with these options" if changed else str(path)) if path else "this study")
+    return spec if spec.name or not path else spec.model_copy(update={"name": spec.name_after(path.stem)})
 
 
 def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpec:

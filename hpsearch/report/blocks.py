@@ -142,7 +142,7 @@ def recipe_yaml(view: StudyView) -> str:
         return ""
     kept = {key: view.spec[key] for key in ("data", "split", "model", "weights", "seed") if view.spec.get(key) is not None}
     fixed: dict[str, Value] = dict(best.params)
-    body = "".join(f"{line}\n" for line in yaml_lines({**kept, "trials": 1, "space": fixed}))
+    body = "".join(f"{line}\n" for line in yaml_lines({"name": f"best-trial-{best.number}", **kept, "trials": 1, "space": fixed}))
     return f"# trial {best.number} of {shorten(view.name, 80)}: save as best.yaml, then `hpsearch run best.yaml`\n{body}"
 
 
