@@ -33,6 +33,7 @@ clean: ## remove .venv and caches; studies stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "hpsearch needs Python 3.11 to 3.13: make PYTHON=python3.12 ...")'
 	@echo "Making .venv with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv .venv
 

@@ -8,16 +8,16 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.errors import FixInput, FixSetup, Interrupted, NotFound, WaitOrStop
+from hpsearch.errors import FixSetup, Interrupted, NotFound
+from hpsearch.machine import crew, stop_signals, study_lock
 from hpsearch.types import Status, StudyEnded, Tracker, TrialRecord
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hpsearch.spec import StudySpec
 
 KERNEL = "hpsearch.finetune.kernel:make"
-PRELOAD = ("torch", "safetensors.torch", "hpsearch.finetune.kernel")
+PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.kernel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
 def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: Callable[[str], None] = lambda _: None) -> Summary:
     """Run a study, or go on with it, to its budget of trials; writes storage, MLflow mirror, report and best weights.
 
-    `say` hears what long steps are doing. Raises FixInput or FixSetup before anything is created, WaitOrStop when another
+    `say` hears what long steps are doing. Raises FixInput or FixSetup before the first trial, WaitOrStop when another
     process runs this study, Interrupted after a signal, once everything that was told is stored.
     """
     from hpsearch.executors.process import ProcessExecutor
@@ -94,138 +94,80 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
     from hpsearch.finetune.names import check_names
 
     begun = time.monotonic()
-    name = spec.study_name()
-    folder = where.runs(name)
-    check_names(spec.model, spec.data, spec.weights)
-    workers, threads = crew(spec)
-    say(f"Starting {workers} worker{'s' * (workers > 1)} ({threads} thread{'s' * (threads > 1)} each) and opening {name}")
-    config = spec.resolved() | {"folder": str(folder), "threads": threads}
-    executor = ProcessExecutor(KernelRef(KERNEL, config), workers, threads, PRELOAD)  # torch loads while Optuna does
+    name, folder = spec.study_name(), where.runs(spec.study_name())
+    check_names(spec.model, spec.data, spec.weights, spec.parameters())
+    workers = crew(spec.workers, spec.threads)
+    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}")
+    config = spec.resolved() | {"folder": str(folder)}
+    executor = ProcessExecutor(KernelRef(KERNEL, config), workers, spec.threads, PRELOAD)  # torch loads while Optuna does
     from hpsearch.search.store import check_storage, open_storage
 
-    check_storage(where.storage, create=True)
-    with study_lock(folder, name), stop_signals() as stop:
+    file = check_storage(where.storage, create=True)
+    beside = [file.parent / "hpsearch-runs" / name] if file else []
+    with study_lock([folder, *beside], name), stop_signals() as stopped_by:
         mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
-        trackers: list[Tracker] = [*listeners, *([mlflow] if mlflow else [])]
+        trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
         try:
             from hpsearch.orchestrator import Orchestrator
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
 
-            searcher = OptunaSearcher(spec, open_storage(where.storage, create=True))
-            try:
+            with closing(OptunaSearcher(spec, open_storage(where.storage, create=True))) as searcher, closing(executor):
                 loop = Orchestrator(
-                    searcher, executor, trackers, budget=spec.trials, timeout=spec.timeout, ahead=ASK_AHEAD.get(spec.sampler, 0), stop=stop
+                    searcher,
+                    executor,
+                    trackers,
+                    budget=spec.trials,
+                    timeout=spec.timeout,
+                    ahead=ASK_AHEAD.get(spec.sampler, 0),
+                    stop=lambda: "interrupted" if stopped_by() else None,
                 )
                 reason = loop.run(name, spec.resolved())
-            finally:
-                executor.close()
-                searcher.close()
-            say("Writing the report")
-            summary = finish(spec, where, reason, mlflow, listeners, time.monotonic() - begun)
+            summary = finish(spec, where, reason, trackers, say, begun)
         except BaseException:
             if mlflow is not None:
                 mlflow.abandon()
             raise
+    if summary.reason == "interrupted":
+        raise Interrupted("stopped; nothing that was told is lost. The same command goes on with the study", stopped_by() or signal.SIGINT)
     return summary
 
 
-def finish(
-    spec: StudySpec, where: Place, reason: str, mlflow: tracking.MlflowTracker | None, listeners: Sequence[Tracker], seconds: float
-) -> Summary:
+def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Callable[[str], None], begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
     from hpsearch.search.catalog import best_record
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import opened
 
-    name = spec.study_name()
-    storage = open_storage(where.storage)
-    stored = read(storage, name)
-    folder = where.runs(name)
-    (folder / "spec.json").write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
-    report = write_report(storage, stored, where)
+    say("Writing the report")
+    with opened(where.storage) as storage:
+        stored = read(storage, spec.study_name())
+        report = write_report(storage, stored, where)
+    resolved = where.runs(stored.name) / "spec.json"
+    resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
     best = best_record(stored.records)
     default = next((r for r in stored.records if r.number == 0), None)
     weights = best.checkpoint if best and best.checkpoint and Path(best.checkpoint).exists() else None
-    artifacts = [str(report), str(folder / "spec.json"), *([weights] if weights else [])]
-    ended = StudyEnded(reason, best, default, artifacts)
-    for tracker in (*listeners, *([mlflow] if mlflow else [])):
+    ended = StudyEnded(reason, best, default, [str(report), str(resolved), *([weights] if weights else [])])
+    for tracker in trackers:
         tracker.record(ended)
+    mlflow = next((tracker for tracker in trackers if isinstance(tracker, tracking.MlflowTracker)), None)
+    if mlflow is not None:
+        say("Completing the MLflow mirror")
+    for tracker in trackers:
         tracker.close()
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
     return Summary(
-        study=name,
+        study=stored.name,
         reason=reason,
         best=best,
         default=default,
         counts={k: v for k, v in counts.items() if v},
-        seconds=seconds,
+        seconds=time.monotonic() - begun,
         report=str(report),
         weights=weights,
         tracking_problem=mlflow.problem if mlflow and mlflow.problem else None,
         ui_command=ui_command(where) if mlflow else None,
     )
-
-
-def crew(spec: StudySpec) -> tuple[int, int]:
-    """Workers, and threads for each: their product never exceeds the cores, or two processes spin at each other's barriers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
-    workers = spec.workers if spec.workers != "auto" else 1 if gpu else max(1, cores // spec.threads)
-    if workers * spec.threads > cores:
-        raise FixInput(
-            f"{workers} workers of {spec.threads} thread(s) need more than this machine's {cores} cores, which can make each of them "
-            f"a hundred times slower: use --workers {max(1, cores // spec.threads)} or fewer"
-        )
-    return workers, spec.threads
-
-
-@contextmanager
-def study_lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the study: one process at a time runs it. WaitOrStop says who does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = (folder / "holder").read_text() if (folder / "holder").exists() else "another process"
-        raise WaitOrStop(f"the study '{name}' is being run by {holder}: wait for it, stop it, or choose another --name") from None
-    except OSError as error:
-        raise FixSetup(f"the folder {folder} cannot be written ({error.strerror}): run hpsearch where you may write") from None
-    try:
-        since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        (folder / "holder").write_text(f"{os.uname().nodename}, process {os.getpid()}, since {since}")
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], str | None]]:
-    """The first SIGINT, SIGTERM or SIGHUP asks the loop to stop, the second breaks it off at once.
-
-    Yields the question the loop asks; after a stop, leaving the block raises Interrupted.
-    """
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        seen.append(number)
-        if len(seen) > 1:
-            raise Interrupted("stopped at once; the same command goes on with the study", number)
-        sys.stderr.write("\nStopping: running trials end within seconds. Once more stops at once.\n")
-
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: "interrupted" if seen else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if seen:
-        raise Interrupted("stopped; nothing that was told is lost. The same command goes on with the study", seen[0])
 
 
 # ---------------------------------------------------------------- looking
@@ -247,17 +189,18 @@ def read(storage: RDBStorage, name: str | None) -> StoredStudy:
 def list_studies(where: Place) -> list[StoredStudy]:
     """Every study in the storage."""
     from hpsearch.search.catalog import read_study, study_names
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import opened
 
-    storage = open_storage(where.storage)
-    return [read_study(storage, name) for name in study_names(storage)]
+    with opened(where.storage) as storage:
+        return [read_study(storage, name) for name in study_names(storage)]
 
 
 def show(where: Place, name: str | None) -> StoredStudy:
     """One study with its trials."""
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import opened
 
-    return read(open_storage(where.storage), name)
+    with opened(where.storage) as storage:
+        return read(storage, name)
 
 
 def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
@@ -273,10 +216,10 @@ def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
 
 def report(where: Place, name: str | None, out: Path | None = None) -> Path:
     """Write a study's page; returns its path."""
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import opened
 
-    storage = open_storage(where.storage)
-    return write_report(storage, read(storage, name), where, out)
+    with opened(where.storage) as storage:
+        return write_report(storage, read(storage, name), where, out)
 
 
 def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Path | None = None) -> Path:

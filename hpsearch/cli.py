@@ -113,10 +113,10 @@ def run(
     The same command again continues where it stopped. Ctrl-C stops neatly; a second one at once.
     """
     from hpsearch import actions
-    from hpsearch.resources import study_file
+    from hpsearch.resources import folder, study_file
     from hpsearch.spec import load_spec
 
-    spec = load_spec(study_file(study or Path("digits")), settings, flags | {"workers": workers})
+    spec = load_spec(study_file(study) if study else folder("studies") / "digits.yaml", settings, flags | {"workers": workers})
     where = located(storage, tracking_uri, not no_tracking)
     from rich.console import Console
 
@@ -132,6 +132,8 @@ def run(
         click.echo(json.dumps(summary.as_json(), indent=2))
     else:
         print_summary(summary)
+    if summary.best is None:
+        sys.exit(1)
 
 
 def print_summary(s: Summary) -> None:
@@ -226,7 +228,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 @stored
 @guarded
 def best(study: str | None, storage: str | None, as_json: bool) -> None:
-    """Print the best configuration of STUDY and the command that trains it."""
+    """Print the best configuration of STUDY and where its weights are."""
     from hpsearch import actions
 
     found, record = actions.best(located(storage, track=False), study)
@@ -236,7 +238,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
     for key, value in record.params.items():
         click.echo(f"  {key}: {value}")
-    if record.checkpoint:
+    if record.checkpoint and Path(record.checkpoint).exists():
         click.echo(f"weights: {record.checkpoint}")
 
 

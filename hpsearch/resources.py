@@ -22,7 +22,7 @@ def folder(name: Literal["studies", "dashboards"], package: Path = PACKAGE) -> P
 
 def study_file(path: Path) -> Path:
     """`path` itself when it exists; else, for a bare name such as `digits`, the study of that name that ships with hpsearch."""
-    if path.exists() or len(path.parts) > 1:
+    if path.is_file() or len(path.parts) > 1:
         return path
     shipped = folder("studies") / f"{path.name.removesuffix('.yaml')}.yaml"
     return shipped if shipped.is_file() else path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, Group
@@ -35,7 +36,7 @@ SHORT = {
     "dropout": "drop",
     "frozen_layers": "frozen",
 }
-COLOURS = {Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
+COLOURS = {Status.WAITING: "dim", Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
 SHOWN = 12  # trials in the live table
 
 
@@ -70,11 +71,11 @@ class Board:
     def note(self, event: Event) -> None:
         """Take an event into account."""
         match event:
-            case StudyStarted(study, spec, records, budget, workers):
+            case StudyStarted(study, _, spec, records, budget, workers):
                 self.study, self.budget, self.workers = study, budget, workers
                 self.sampler = f"{spec['sampler']}, pruner {spec['pruner']['name']}"
                 for record in records:
-                    if record.status is not Status.RUNNING:
+                    if record.status.ended:
                         self.end(record)
             case WorkerReady(_, facts):
                 self.facts = facts
@@ -116,7 +117,8 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Announce a long step."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # whoever read this may be gone; the study goes on
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def record(self, event: Event) -> None:
         """Print what the event is worth."""
@@ -159,14 +161,13 @@ class LiveTable:
         self.board.note(event)
         if isinstance(event, WorkerReady):
             self.doing = ""
-        elif isinstance(event, StudyEnded):
-            self.doing = "Completing the MLflow mirror"
 
     def close(self) -> None:
         """Leave the last table standing."""
         if self.live.is_started:
             self.doing = ""
-            self.live.stop()
+            with suppress(OSError):
+                self.live.stop()
 
     def render(self) -> Group:
         """Everything on the screen."""

@@ -1,7 +1,7 @@
 """The MLflow mirror of a study: one experiment, a parent run, a child run per trial. The only room that knows MLflow.
 
 MLflow costs 4 to 30 ms a call and seconds to import, and its server may be slow or dead. So it lives in a process of
-its own, at low priority, fed by a queue that never blocks. Optuna's storage is the truth; this is a mirror of it.
+its own, fed by a queue that never blocks. Optuna's storage is the truth; this is a mirror of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch import __version__
 from hpsearch.errors import FixInput
+from hpsearch.machine import ignore_signals
 from hpsearch.types import (
     EpochDone,
     Event,
@@ -120,7 +120,7 @@ def quiet_environment() -> None:
 
 def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.Queue[str], uri: str, folder: str) -> None:
     """Mirror events until None comes, then answer with what went wrong ("" when nothing did)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it announces every table it makes
     problem = ""
     mirror: Mirror | None = None
@@ -134,13 +134,16 @@ def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.
         problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         with suppress(OSError):
             (Path(folder) / "tracking.log").write_text(traceback.format_exc())
-        while events.get() is not None:  # keep the queue empty
+        for _ in flowing(events):  # keep the queue empty
             pass
     answers.put(problem)
 
 
 def flowing(events: multiprocessing.Queue[Event | None]) -> Iterator[Event | None]:
-    """Events as they come, with a None in between whenever FLUSH_SECONDS have passed; ends at the final None."""
+    """Events as they come, with a None in between whenever FLUSH_SECONDS have passed; ends at the final None.
+
+    It also ends when the orchestrator was killed: the queue stays open then, this process holding its other end too.
+    """
     due = time.monotonic() + FLUSH_SECONDS
     while True:
         with suppress(queue.Empty):
@@ -148,9 +151,17 @@ def flowing(events: multiprocessing.Queue[Event | None]) -> Iterator[Event | Non
             if event is None:
                 return
             yield event
+        if not orchestrator_lives():
+            return
         if time.monotonic() >= due:
             yield None
             due = time.monotonic() + FLUSH_SECONDS
+
+
+def orchestrator_lives() -> bool:
+    """Whether the process that feeds this one is there."""
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
 
 
 def create_store(uri: str) -> None:
@@ -218,24 +229,26 @@ class Mirror:
             self.experiment = found.experiment_id
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment)
-        parents = self.search(f"tags.`hpsearch.study` = '{event.study}' AND tags.`hpsearch.kind` = 'study'")
+        parents = self.search(f"tags.`hpsearch.uid` = '{event.uid}' AND tags.`hpsearch.kind` = 'study'")
         if parents:
             self.parent = parents[0].info.run_id
             self.client.update_run(self.parent, status="RUNNING")
         else:
-            tags = {"hpsearch.study": event.study, "hpsearch.kind": "study", "hpsearch.version": __version__}
+            tags = {"hpsearch.study": event.study, "hpsearch.uid": event.uid, "hpsearch.kind": "study", "hpsearch.version": __version__}
             self.parent = self.client.create_run(self.experiment, tags=tags, run_name=event.study).info.run_id
         spec = event.spec
         params = [Param(f"{key}", str(spec[key])) for key in ("data", "model", "weights", "objective", "sampler", "seed")]
         self.client.log_batch(self.parent, params=[*params, Param("pruner", str(spec["pruner"]["name"]))])
         self.client.set_tag(self.parent, "hpsearch.workers", str(event.workers))
+        ended = {record.number: record for record in event.records if record.status.ended}
         for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
-            if run.data.tags.get("hpsearch.state") in set(Status):
-                self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
-            else:  # cut off: its epochs come again, whole
+            number = int(run.data.tags["hpsearch.trial"])
+            if number in ended and run.data.tags.get("hpsearch.state") == ended[number].status:
+                self.runs[number] = run.info.run_id
+            else:  # cut off, or ahead of the storage: its epochs come again, whole
                 self.client.delete_run(run.info.run_id)
-        for record in event.records:
-            if record.status is not Status.RUNNING and record.number not in self.runs:
+        for record in ended.values():
+            if record.number not in self.runs:
                 self.finish(record)
 
     def search(self, query: str) -> list[Run]:
@@ -256,10 +269,7 @@ class Mirror:
         self.client.log_batch(self.parent, tags=[RunTag(f"hpsearch.{key}", str(value)[:4000]) for key, value in facts.items()])
 
     def end(self, event: StudyEnded) -> None:
-        """Close the parent run with the best trial's results and the study's files."""
-        for path in event.artifacts:
-            with suppress(FileNotFoundError):
-                self.client.log_artifact(self.parent, path)
+        """Close the parent run with the best trial's results and, last, the study's files."""
         if event.best is not None:
             best = event.best
             self.client.set_tag(self.parent, "hpsearch.best_trial", str(best.number))
@@ -276,6 +286,9 @@ class Mirror:
         self.trials, self.curves = {}, {}
         self.client.set_tag(self.parent, "hpsearch.ended", event.reason)
         self.client.set_terminated(self.parent, "KILLED" if event.reason == "interrupted" else "FINISHED")
+        for path in event.artifacts:
+            with suppress(FileNotFoundError):
+                self.client.log_artifact(self.parent, path)
 
     # ------------------------------------------------------------ trials
 

@@ -16,10 +16,16 @@ Params: TypeAlias = Mapping[str, Value]
 class Status(StrEnum):
     """The fate of a trial."""
 
+    WAITING = "WAITING"  # interrupted; the next session trains it again
     RUNNING = "RUNNING"
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
     FAILED = "FAILED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come of the trial."""
+        return self not in (Status.WAITING, Status.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,7 @@ class StudyStarted:
     """The loop begins or goes on."""
 
     study: str
+    uid: str  # tells apart studies of one name, made in different storages
     spec: Mapping[str, Any]  # resolved
     records: Sequence[TrialRecord]  # of earlier sessions
     budget: int  # trials in total
@@ -241,6 +248,8 @@ class Tracker(Protocol):
 
 class Searcher(Protocol):
     """Proposes and judges."""
+
+    uid: str  # of the study
 
     def ask(self, n: int) -> tuple[Trial, ...]:
         """Up to `n` next trials; fewer, or none, when the space is exhausted."""

@@ -62,7 +62,7 @@ def trial_events(r):
 
 def study_events(name="digits-tpe", artifacts=()):
     spec = parse_spec({"name": name, "trials": 4}).resolved()
-    yield StudyStarted(name, spec, (), 4, 2)
+    yield StudyStarted(name, "0123abcd", spec, (), 4, 2)
     yield WorkerReady(
         0, {"model": "glyphnet", "parameters": 170_298, "data": "digits", "train_images": 50, "data_digest": "ab12", "device": "cpu"}
     )

@@ -29,13 +29,13 @@ OWNERS = {
     "rich": ("hpsearch.terminal", "hpsearch.cli"),
     "yaml": ("hpsearch.yamlfile",),
     "pydantic": ("hpsearch.spec",),
-    "filelock": ("hpsearch.search.store", "hpsearch.actions"),
+    "filelock": ("hpsearch.search.store", "hpsearch.machine"),
 }
 TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKING
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
-    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources"),
+    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine"),
     ("hpsearch.space", "hpsearch.yamlfile"),
     ("hpsearch.spec",),
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
@@ -44,9 +44,15 @@ FLOORS = (
     ("hpsearch.actions",),
     ("hpsearch.cli", "hpsearch.terminal"),
 )
-LOWEST = {"hpsearch.errors": (), "hpsearch.types": ("hpsearch.errors",), "hpsearch.seeds": (), "hpsearch.resources": ("hpsearch.errors",)}
+LOWEST = {
+    "hpsearch.errors": (),
+    "hpsearch.types": ("hpsearch.errors",),
+    "hpsearch.seeds": (),
+    "hpsearch.resources": ("hpsearch.errors",),
+    "hpsearch.machine": ("hpsearch.errors",),
+}
 # Rooms that may use less than everything below them.
-ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors"), "hpsearch.orchestrator": ("hpsearch.types",)}
+ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.machine"), "hpsearch.orchestrator": ("hpsearch.types",)}
 BESIDE = {("hpsearch.cli", "hpsearch.terminal")}  # neighbours on one floor, one way only
 
 
@@ -140,7 +146,7 @@ def test_there_is_no_import_cycle():
 def test_the_reader_of_imports_sees_those_inside_functions_and_for_types():
     found = IMPORTS["hpsearch.actions"]
     assert ("optuna.storages", True, True) in found
-    assert ("filelock", False, False) in found
+    assert ("pathlib", False, True) in found
     assert ("hpsearch.search.store", False, False) in found
 
 

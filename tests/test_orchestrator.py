@@ -133,7 +133,8 @@ def test_a_request_to_stop_keeps_what_was_told_and_the_next_session_goes_on(url,
     executor.close()
     searcher.close()
     before = stored(url)
-    ended = [r for r in before if r.status is not Status.RUNNING]
+    ended = [r for r in before if r.status.ended]
+    assert {r.status for r in before if not r.status.ended} == {Status.WAITING}
     assert 0 < len(before) - len(ended) <= max(1, workers)
     assert {e.record.number for e in memories[0].of(TrialEnded)} == {r.number for r in ended}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -106,7 +107,7 @@ def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_c
 
     # Meanwhile trial 0 ended without MLflow hearing of it; trial 1 is trained again.
     tracker = MlflowTracker(uri, tmp_path)
-    tracker.record(StudyStarted(first.study, first.spec, (RECORDS[0],), 4, 2))
+    tracker.record(StudyStarted(first.study, first.uid, first.spec, (RECORDS[0],), 4, 2))
     again = replace(RECORDS[1], attempt=2)
     for event in trial_events(again):
         tracker.record(event)
@@ -119,6 +120,43 @@ def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_c
     assert [m.step for m in history] == [1, 2, 3, 4]
     history = client.get_metric_history(children[1].info.run_id, "val_loss")
     assert [m.step for m in history] == [1, 2]
+
+
+def test_another_study_of_the_same_name_gets_a_parent_of_its_own(tmp_path, new_store):
+    uri = new_store(tmp_path)
+    for uid in ("aaaa", "bbbb"):
+        tracker = MlflowTracker(uri, tmp_path)
+        for event in study_events():
+            tracker.record(replace(event, uid=uid) if isinstance(event, StudyStarted) else event)
+        tracker.close()
+        assert tracker.problem == ""
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("digits-tpe").experiment_id], max_results=100)
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert {r.data.tags["hpsearch.uid"] for r in parents} == {"aaaa", "bbbb"}
+    assert len(runs) == 10
+
+
+def test_the_mirror_ends_when_the_orchestrator_is_killed(tmp_path, new_store):
+    code = f"""
+import sys, time
+from pathlib import Path
+from hpsearch.tracking import MlflowTracker
+if __name__ == "__main__":
+    tracker = MlflowTracker({new_store(tmp_path)!r}, Path({str(tmp_path)!r}))
+    print(tracker.process.pid, flush=True)
+    time.sleep(600)
+"""
+    (tmp_path / "parent.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
+    mirror = Path(f"/proc/{int(parent.stdout.readline())}")
+    time.sleep(5)
+    parent.kill()
+    parent.communicate()
+    give_up = time.monotonic() + 60
+    while mirror.exists() and mirror.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
 
 
 def test_a_dead_server_neither_blocks_nor_breaks_and_is_reported(tmp_path):

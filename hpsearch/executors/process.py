@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -14,12 +13,13 @@ from multiprocessing.context import ForkServerProcess
 
 from hpsearch.errors import FixSetup
 from hpsearch.executors.worker import KernelRef, drive, failures, ready, wants_answer
+from hpsearch.machine import ignore_signals
 from hpsearch.types import Job, Message, Outcome
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
     """A worker's life: say what it is, then run the jobs that come, until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the orchestrator decides
+    ignore_signals()
     try:
         kernel, message = ready(ref, worker)
         connection.send(message)
@@ -70,7 +70,10 @@ class ProcessExecutor:
         """Start one worker."""
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=serve, args=(theirs, self.ref, worker), name=f"hpsearch-worker-{worker}", daemon=True)
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            raise FixSetup(f"no worker could be started ({error or 'the fork server died'}): does `import torch` work?") from None
         theirs.close()
         return Seat(process, ours)
 

@@ -16,6 +16,7 @@ class DeviceContext:
     def __init__(self, device: str = "auto", threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.backends.cudnn.deterministic = True  # one seed, one result
         self.built: dict[Hashable, Any] = {}
 
     def fetch(self, key: Hashable, build: Callable[[], T]) -> T:

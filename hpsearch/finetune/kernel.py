@@ -6,6 +6,7 @@ and yields the `Outcome` last. It owns nobody and does no input or output but th
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -19,11 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from hpsearch.errors import FixInput
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune import metrics, models, optim
 from hpsearch.finetune.context import DeviceContext
-from hpsearch.finetune.names import check_names
 from hpsearch.seeds import seed_for
 from hpsearch.types import Facts, Job, Outcome, Params, Progress, Session, Status, Trial
 
@@ -35,7 +34,7 @@ class Resident:
     """What all trials of a study share on the device."""
 
     model: models.FineTuneModel
-    initial: dict[str, Tensor]  # state at the start of every trial, before its own head is drawn
+    initial: dict[str, Tensor]  # state at the start of every trial; its new head is the study's
     x_train: Tensor  # (N_train, C, H, W) float32, normalised
     y_train: Tensor  # (N_train,)
     x_val: Tensor
@@ -85,7 +84,6 @@ class FineTuneKernel:
     def load(self) -> Resident:
         """Decode, split, normalise, and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
-        check_names(cfg["model"], cfg["data"], cfg["weights"])
         arch = models.ARCHITECTURES[cfg["model"]]
         split = cfg["split"]
         data = datasets.load(cfg["data"], arch.size, split["train_per_class"], split["val_images"], self.seed)
@@ -98,11 +96,6 @@ class FineTuneKernel:
             f"x_{n}": datasets.normalise(s.images.to(device), arch.mean, arch.std).contiguous(memory_format=torch.channels_last)
             for n, s in (("train", data.train), ("val", data.val))
         }
-        deepest = max(space_values(cfg["space"]["frozen_layers"]))
-        if deepest > len(model.blocks):
-            raise FixInput(
-                f"space.frozen_layers goes up to {deepest}, but {cfg['model']} has {len(model.blocks)} blocks before its head; lower it"
-            )
         return Resident(
             model,
             {k: v.to(device) for k, v in initial.items()},
@@ -153,7 +146,7 @@ class FineTuneKernel:
 
         cut_train, cut_val = self.cut(r, k)
         batches = epoch_batches(len(r.y_train), recipe.batch_size)
-        steps, step = recipe.epochs * batches, 0
+        steps, step, largest = recipe.epochs * batches, 0, 0
         best: Progress | None = None
         kept: dict[str, Tensor] = {}
         for epoch in range(1, recipe.epochs + 1):
@@ -164,6 +157,7 @@ class FineTuneKernel:
                 factor = optim.warmup_cosine(step, steps, warmup=batches)
                 learning_rate.fill_(recipe.learning_rate * factor)
                 loss = F.cross_entropy(model.suffix(cut_train[chosen], k), r.y_train[chosen])
+                largest = max(largest, len(chosen))
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -189,7 +183,8 @@ class FineTuneKernel:
                 break
         assert best is not None  # epochs >= 1
         finished = epoch == recipe.epochs and trial.number not in stop
-        yield (self.outcome(trial, recipe, best, now, kept, finished),)
+        used = effective(recipe, model, optimiser, largest, epoch)
+        yield (self.outcome(trial, best, now, kept, used, finished),)
 
     def cut(self, r: Resident, k: int) -> tuple[Tensor, Tensor]:
         """Activations of the k frozen blocks for all training and validation images, computed once per k.
@@ -211,12 +206,16 @@ class FineTuneKernel:
             logits = torch.cat([r.model.suffix(x, k) for x in cut_val.split(EVAL_BATCH)])
             return metrics.evaluate(logits, r.y_val)
 
-    def outcome(self, trial: Trial, recipe: Recipe, best: Progress, last: Progress, kept: dict[str, Tensor], finished: bool) -> Outcome:
-        """The result of a trial that was not cut short by an error; writes the kept weights of a finished one."""
+    def outcome(self, trial: Trial, best: Progress, last: Progress, kept: dict[str, Tensor], used: Params, finished: bool) -> Outcome:
+        """The result of a trial that was not cut short by an error; writes the whole model of a finished one."""
         checkpoint = None
         if finished and self.config.get("folder"):
             path = Path(self.config["folder"]) / f"trial-{trial.number:04d}.safetensors"
-            save_weights(kept, path, {"trial": str(trial.number), "epoch": str(best.epoch), "data": self.resident().digest})
+            r, arch = self.resident(), models.ARCHITECTURES[self.config["model"]]
+            about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed")}
+            about |= {"classes": list(self.data.classes), "size": arch.size, "mean": arch.mean, "std": arch.std, "data_digest": r.digest}
+            about |= {"trial": trial.number, "epoch": best.epoch, "val_loss": best.val_loss, "params": dict(trial.params)}
+            save_weights({**r.initial, **kept}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
         return Outcome(
             trial.number,
@@ -225,7 +224,7 @@ class FineTuneKernel:
             epoch=best.epoch,
             seconds=last.seconds,
             metrics=best.metrics,
-            effective=effective(recipe, kept),
+            effective=used,
             checkpoint=checkpoint,
         )
 
@@ -235,14 +234,23 @@ class FineTuneKernel:
 
 
 def epoch_batches(images: int, batch_size: int) -> int:
-    """Steps in an epoch: batches differ by at most one image, so BatchNorm never sees a batch of a single leftover one."""
-    return max(1, math.ceil(images / max(2, batch_size)))
+    """Steps in an epoch. Batches differ by at most one image and, for BatchNorm's sake, never hold a single one."""
+    return max(1, min(math.ceil(images / batch_size), images // 2))
 
 
-def effective(recipe: Recipe, kept: dict[str, Tensor]) -> Params:
-    """The hyperparameters the trainer used, read back from the loop's own state where that is possible."""
-    used = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
-    return used | {"trained_tensors": len(kept)}
+def effective(recipe: Recipe, model: models.FineTuneModel, optimiser: optim.AdamW, largest: int, epochs: int) -> Params:
+    """The hyperparameters as the trainer used them, read back from its own state.
+
+    The batch size is that of the largest batch: 50 images in batches of at most 32 are two of 25. Rates are float32.
+    """
+    return {
+        "learning_rate": recipe.learning_rate,
+        "batch_size": largest,
+        "epochs": epochs,
+        "weight_decay": optimiser.groups[0][1],
+        "dropout": model.dropout.rate.item(),
+        "frozen_layers": sum(not any(p.requires_grad for p in block.parameters()) for block in model.blocks),
+    }
 
 
 def diverged(now: Progress, recipe: Recipe) -> Outcome:
@@ -251,11 +259,6 @@ def diverged(now: Progress, recipe: Recipe) -> Outcome:
     value = now.val_loss if which == "validation" else now.train_loss
     reason = f"diverged: {which} loss is {value} after epoch {now.epoch} of {now.epochs} at learning rate {recipe.learning_rate:.3g}"
     return Outcome(now.trial, Status.FAILED, seconds=now.seconds, error=reason)
-
-
-def space_values(entry: Mapping[str, Any]) -> list[int]:
-    """The ends of a hyperparameter's range as a resolved study writes it."""
-    return entry.get("choices") or [entry[key] for key in ("value", "high") if key in entry]
 
 
 def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -58,7 +58,7 @@ def history(view: StudyView) -> Drawn:
         add_line(drawn, best["trial"].tolist(), best["best_so_far"].tolist(), "best so far", line)
     for status in DRAWN_FATES:
         scatter_fate(drawn, table[(table["status"] == status) & table["val_loss"].notna()], status)
-    add_lossless(drawn, table[table["val_loss"].isna() & (table["status"] != Status.RUNNING)])
+    add_lossless(drawn, table[table["val_loss"].isna() & ~table["status"].isin([Status.RUNNING, Status.WAITING])])
     mark_best(drawn, numbers.best, x=numbers.best.number if numbers.best else 0)
     return drawn, table
 

@@ -22,12 +22,14 @@ COLOURS: Mapping[Status, str] = {
     Status.PRUNED: "#c27500",
     Status.FAILED: "#bd3a88",
     Status.RUNNING: "#7b8490",
+    Status.WAITING: "#a0a7b0",
 }
 SYMBOLS: Mapping[Status, str] = {
     Status.COMPLETE: "circle",
     Status.PRUNED: "triangle-down",
     Status.FAILED: "x",
     Status.RUNNING: "circle-open",
+    Status.WAITING: "circle-open-dot",
 }
 BEST, DEFAULT = "#078a63", "#6d7683"
 IN_THE_DARK = {
@@ -35,6 +37,7 @@ IN_THE_DARK = {
     COLOURS[Status.PRUNED]: "#f0a53a",
     COLOURS[Status.FAILED]: "#ef7abb",
     COLOURS[Status.RUNNING]: "#98a2af",
+    COLOURS[Status.WAITING]: "#848d99",
     BEST: "#35d29d",
     DEFAULT: "#a9b3c0",
 }

@@ -17,6 +17,7 @@ FATES: Mapping[Status, str] = {
     Status.PRUNED: "pruned",
     Status.FAILED: "failed",
     Status.RUNNING: "running",
+    Status.WAITING: "waiting",
 }
 
 
@@ -144,7 +145,7 @@ def cards(view: StudyView) -> list[Card]:
     """The header's key numbers."""
     s = summary(view)
     planned = view.spec.get("trials")
-    ended = len(view.records) - s.counts[Status.RUNNING]
+    ended = len(view.records) - s.counts[Status.RUNNING] - s.counts[Status.WAITING]
     shown = [Card("Trials", f"{ended} of {planned}" if isinstance(planned, int) and planned > ended else str(ended), counts(s))]
     if s.best:
         where = f"trial {s.best.number}" + (f", epoch {s.best.best_epoch} of {len(s.best.curve)}" if s.best.best_epoch else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,5 +60,7 @@ def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float],
     study = optuna.load_study(study_name=name, storage=storage)
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 10:
         return (), method
-    values = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # all losses equal: every importance is 0, as the figure shows
+        values = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
     return tuple(values.items()), method

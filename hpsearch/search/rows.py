@@ -24,14 +24,18 @@ VALUES: Table = models.TrialValueModel.__table__
 REPORTS: Table = models.TrialIntermediateValueModel.__table__
 USER: Table = models.TrialUserAttributeModel.__table__
 SYSTEM: Table = models.TrialSystemAttributeModel.__table__
+SHARED: Table = models.StudySystemAttributeModel.__table__
 
 
 class ForeignTrial(RuntimeError):
     """Another program added trials to the study."""
 
 
-def start(storage: RDBStorage, study_id: int, trial: FrozenTrial) -> int:
-    """Insert a running trial with its parameters and attributes; its id. ForeignTrial when its number is taken."""
+def start(storage: RDBStorage, study_id: int, trial: FrozenTrial, shared: Mapping[str, Any]) -> int:
+    """Insert a running trial with its parameters and attributes, and the study's system attributes; the trial's id.
+
+    Raises ForeignTrial when its number is taken.
+    """
     with storage.engine.begin() as db:
         taken = db.execute(select(func.count()).where(TRIALS.c.study_id == study_id)).scalar_one()
         if taken != trial.number:
@@ -43,6 +47,7 @@ def start(storage: RDBStorage, study_id: int, trial: FrozenTrial) -> int:
         put(db, PARAMS, (parameter(trial_id, trial, name) for name in trial.params))
         attributes(db, USER, trial_id, trial.user_attrs)
         attributes(db, SYSTEM, trial_id, trial.system_attrs)
+        attributes(db, SHARED, study_id, shared, owner="study_id")
     return trial_id
 
 
@@ -61,6 +66,7 @@ def end(storage: RDBStorage, trial_id: int, trial: FrozenTrial) -> None:
         put(db, REPORTS, (report(trial_id, step, value) for step, value in trial.intermediate_values.items()))
         attributes(db, USER, trial_id, trial.user_attrs)
         attributes(db, SYSTEM, trial_id, trial.system_attrs)
+        db.execute(delete(VALUES).where(VALUES.c.trial_id == trial_id))
         for objective, value in enumerate(trial.values or ()):
             number, kind = models.TrialValueModel.value_to_stored_repr(value)
             put(db, VALUES, [{"trial_id": trial_id, "objective": objective, "value": number, "value_type": kind}])
@@ -90,11 +96,11 @@ def report(trial_id: int, step: int, value: float) -> dict[str, Any]:
     return {"trial_id": trial_id, "step": step, "intermediate_value": number, "intermediate_value_type": kind}
 
 
-def attributes(db: Connection, table: Table, trial_id: int, values: Mapping[str, Any]) -> None:
-    """Replace attributes by key."""
+def attributes(db: Connection, table: Table, of: int, values: Mapping[str, Any], owner: str = "trial_id") -> None:
+    """Replace attributes of a trial or study by key."""
     if values:
-        db.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(list(values))))
-        put(db, table, ({"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in values.items()))
+        db.execute(delete(table).where(table.c[owner] == of, table.c.key.in_(list(values))))
+        put(db, table, ({owner: of, "key": key, "value_json": json.dumps(value)} for key, value in values.items()))
 
 
 def put(db: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:

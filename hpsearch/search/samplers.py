@@ -23,7 +23,7 @@ POLICY: Mapping[str, str] = {
     "random": "Random draws; results do not influence them.",
     "qmc": "A scrambled Sobol sequence; results do not influence it.",
     "tpe": "TPE learns from complete and from pruned trials: a pruned trial ranks below all complete ones, by how far it came and its best "
-    "validation loss until then. Failed trials teach it nothing.",
+    "validation loss until then. Trials that run beside it count as bad, so that it looks elsewhere. Failed trials teach it nothing.",
     "gp": "The Gaussian process learns from complete trials only; pruned and failed trials teach it nothing.",
     "cmaes": "CMA-ES learns from complete trials only; pruned and failed trials teach it nothing. Choices such as the batch size, without "
     "order, are drawn at random.",
@@ -38,6 +38,23 @@ def preflight(sampler: str) -> None:
     for module in NEEDS.get(sampler, ()):
         if importlib.util.find_spec(module) is None:
             raise FixSetup(f"the sampler '{sampler}' needs the package '{module}': pip install {module}")
+
+
+class Patient(optuna.pruners.BasePruner):
+    """Lets a trial go on while it still improves (Prechelt, 1998): asks `inner` only after `patience` reports without a better one.
+
+    Reports are best losses so far, which never rise; Optuna's PatientPruner waits for a rise.
+    """
+
+    def __init__(self, inner: optuna.pruners.BasePruner | None, patience: int, warmup: int) -> None:
+        self.inner, self.patience, self.warmup = inner, patience, warmup
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether the trial stops at its last report; without `inner`, when it has not improved for long enough."""
+        reports = [value for _, value in sorted(trial.intermediate_values.items())]
+        if len(reports) <= self.patience or (trial.last_step or 0) < self.warmup or reports[-1] < reports[-1 - self.patience]:
+            return False
+        return self.inner is None or self.inner.prune(study, trial)
 
 
 class FixedSpaceTPE(optuna.samplers.TPESampler):
@@ -89,8 +106,7 @@ def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.Bas
             case "hyperband":
                 return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=100, reduction_factor=spec.reduction_factor)
             case "patient":
-                inner = make_pruner(spec, spec.around)
-                return optuna.pruners.PatientPruner(None if spec.around == "none" else inner, patience=spec.patience)
+                return Patient(None if spec.around == "none" else make_pruner(spec, spec.around), spec.patience, first)
             case _:
                 return optuna.pruners.NopPruner()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from hpsearch.types import Facts, Outcome, Params, Progress, Status, Trial, Tria
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
 STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
-STATUSES = {v: k for k, v in STATES.items()}
+STATUSES = {v: k for k, v in STATES.items()} | {TrialState.RUNNING: Status.RUNNING, TrialState.WAITING: Status.WAITING}
 
 
 class OptunaSearcher:
@@ -47,10 +48,10 @@ class OptunaSearcher:
         self.fixed = {p.name: p.default for p in self.space if p.name not in self.varied}
         self.storage = storage
         self.study_id = open_study(storage, spec)
+        self.uid: str = storage.get_study_user_attrs(self.study_id)[RECORD]["uid"]
         self.memory = InMemoryStorage()
         self.study = optuna.create_study(storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner))
         self.ids: dict[int, int] = {}  # trial number -> id in the storage; the writer's thread adds to it
-        self.shared: dict[str, Any] = {}  # what the study's system attributes are known to be in the storage
         self.curves: dict[int, list[dict[str, float]]] = {}
         self.best: dict[int, float] = {}  # best validation loss so far of live trials
         self.trials: dict[int, Trial] = {}  # live trials
@@ -122,7 +123,7 @@ class OptunaSearcher:
         memory_id = self.memory_id(number)
         for tick in range(before + 1, done + 1):
             self.memory.set_trial_intermediate_value(memory_id, tick * 100 // TICKS, best)
-        if progress.epoch >= progress.epochs:
+        if progress.epoch >= progress.epochs or self.trials[number].origin == "default":  # the yardstick is never cut short
             return False
         return bool(self.study.pruner.prune(self.study, self.memory.get_trial(memory_id)))
 
@@ -179,7 +180,10 @@ class OptunaSearcher:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
         for number in self.trials:
             self.writer.put(lambda number=number: self.requeue(number))  # type: ignore[misc]
-        self.writer.close()
+        try:
+            self.writer.close()
+        finally:
+            self.storage.engine.dispose()
 
     # ------------------------------------------------------------ helpers
 
@@ -216,11 +220,7 @@ class OptunaSearcher:
         if trial.number in self.ids:
             rows.reopen(self.storage, self.ids[trial.number], trial)
             return
-        self.ids[trial.number] = rows.start(self.storage, self.study_id, trial)
-        for key, value in shared.items():
-            if self.shared.get(key) != value:
-                self.storage.set_study_system_attr(self.study_id, key, value)
-                self.shared[key] = value
+        self.ids[trial.number] = rows.start(self.storage, self.study_id, trial, shared)
 
     def store_end(self, trial: FrozenTrial) -> None:
         """Write the end of a trial."""
@@ -242,11 +242,11 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         study_id = storage.create_new_study([StudyDirection.MINIMIZE], name)
-        storage.set_study_user_attr(study_id, RECORD, {"spec": spec.resolved(), "digest": spec.digest()})
+        storage.set_study_user_attr(study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest()})
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
     if not storage.get_n_trials(study_id):  # made by a command that failed before its first trial: nothing to mix up
-        stored = {"spec": spec.resolved()}
+        stored = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}
     elif stored is None:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
     changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in SESSION})
@@ -320,7 +320,7 @@ def record_of(trial: FrozenTrial, fixed: Params) -> TrialRecord:
     more: dict[str, Any] = trial.user_attrs.get(RECORD, {})
     blank = TrialRecord(
         number=trial.number,
-        status=STATUSES.get(trial.state, Status.RUNNING),
+        status=STATUSES[trial.state],
         params={**fixed, **trial.params},
         origin="sampled",
         attempt=1,

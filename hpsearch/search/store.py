@@ -75,6 +75,16 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
     return storage
 
 
+@contextmanager
+def opened(url: str) -> Iterator[RDBStorage]:
+    """An existing storage for reading; its connections are closed afterwards."""
+    storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
+
+
 def check_storage(url: str, create: bool = False) -> Path | None:
     """Raise FixInput or FixSetup where `open_storage` would, as far as a look tells; the file, None for a server."""
     path = sqlite_path(url)

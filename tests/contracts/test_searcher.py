@@ -172,7 +172,8 @@ def test_no_trial_is_pruned_before_the_warm_up_or_after_its_last_epoch(folder, p
     s.close()
     pruned = [r for r in records if r.status is Status.PRUNED]
     assert all(0.5 <= len(r.curve) / r.params["epochs"] < 1 for r in pruned)
-    assert bool(pruned) == (pruner not in ("none", "patient"))  # the curves fall steadily, so patience is never lost
+    assert bool(pruned) == (pruner != "none")
+    assert records[0].status is Status.COMPLETE  # the default recipe is the yardstick: never cut short
 
 
 def test_median_pruning_stops_what_is_worse_at_equal_progress_and_not_what_is_better(folder):
@@ -191,6 +192,27 @@ def test_median_pruning_stops_what_is_worse_at_equal_progress_and_not_what_is_be
     # Other lengths: the 40th of 100 epochs is compared with the second of four.
     assert feed(s.ask(1)[0], 100, 2.5) == 30
     assert feed(s.ask(1)[0], 100, 1.5) is None
+    s.close()
+
+
+@pytest.mark.parametrize("around", ["none", "median"])
+def test_patience_spares_what_improves_and_stops_what_does_not(folder, around):
+    s = searcher(folder, study("random", {"name": "patient", "around": around, "patience": 2, "warmup": 0.1, "startup_trials": 1}))
+    s.tell(Outcome(s.ask(1)[0].number, Status.FAILED))
+
+    def feed(losses):
+        """Epoch at which a trial of ten epochs with these losses is stopped."""
+        (trial,) = s.ask(1)
+        for epoch, loss in enumerate(losses, 1):
+            if s.report(Progress(trial.number, epoch, 10, loss, loss, {}, 0.1)):
+                s.tell(Outcome(trial.number, Status.PRUNED, min(losses), epoch))
+                return epoch
+        s.tell(Outcome(trial.number, Status.COMPLETE, min(losses), 10))
+        return None
+
+    assert feed([1.0 - 0.01 * e for e in range(10)]) is None
+    assert feed([2.0, 2.1, 2.2, 2.3] + [2.4] * 6) == 3
+    assert feed([5.0 - 0.1 * e for e in range(10)]) is None  # worse than the median, but improving
     s.close()
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -75,6 +74,5 @@ def test_pretraining_is_bit_reproducible(tmp_path: Path, monkeypatch: pytest.Mon
 
 def run(output: Path, seed: int) -> str:
     args = ["-o", str(output), "--seed", str(seed), "--images", "256", "--epochs", "1"]
-    result = CliRunner().invoke(glyphs.main, args, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    glyphs.main(args)
     return hashlib.sha256(output.read_bytes()).hexdigest()

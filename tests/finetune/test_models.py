@@ -5,6 +5,7 @@ import torch
 
 from hpsearch.errors import FixInput
 from hpsearch.finetune import models, names
+from hpsearch.spec import parse_spec
 
 
 @pytest.fixture
@@ -68,11 +69,17 @@ def test_drawing_the_head_leaves_the_global_generator_alone():
 )
 def test_an_unknown_name_is_refused_with_the_nearest(model, data, weights, near):
     with pytest.raises(FixInput, match=f"did you mean '{near}'"):
-        names.check_names(model, data, weights)
+        names.check_names(model, data, weights, parse_spec({}).parameters())
 
 
 def test_the_names_are_those_the_kernel_builds():
-    assert set(names.MODELS) == set(models.ARCHITECTURES)
+    assert {name: len(arch.build(10).blocks) for name, arch in models.ARCHITECTURES.items()} == names.MODELS
+
+
+def test_a_range_deeper_than_the_model_is_refused():
+    space = parse_spec({"space": {"frozen_layers": {"low": 0, "high": 9}}}).parameters()
+    with pytest.raises(FixInput, match="glyphnet has 6 blocks before its head; lower it"):
+        names.check_names("glyphnet", "digits", "none", space)
 
 
 def test_dropout_keeps_the_expectation_and_its_own_generator():

@@ -61,16 +61,17 @@ def test_a_trial_reads_back_as_if_optuna_had_written_it(storage):
     for ended in ENDED:
         storage.create_new_trial(slow, ended)
         begun = trial(ended.number, TrialState.RUNNING, user_attrs={"hpsearch": {"attempt": 1}}, system_attrs={})
-        rows.end(storage, rows.start(storage, fast, begun), ended)
+        rows.end(storage, rows.start(storage, fast, begun, {"qmc": 3}), ended)
     found = {name: optuna.load_study(study_name=name, storage=storage).trials for name in ("slow", "fast")}
     expected = [plain(t) for t in found["slow"]]
     expected[3] = (expected[3][0].replace("{}, {}, {}", "{'hpsearch': {'attempt': 1}}, {}, {}"), *expected[3][1:])
     assert [plain(t) for t in found["fast"]] == expected
+    assert storage.get_study_system_attrs(fast) == {"qmc": 3}
 
 
 def test_a_running_trial_reads_back_running(storage):
     study = storage.create_new_study([StudyDirection.MINIMIZE], "s")
-    trial_id = rows.start(storage, study, trial(0, TrialState.RUNNING))
+    trial_id = rows.start(storage, study, trial(0, TrialState.RUNNING), {})
     (found,) = storage.get_all_trials(study)
     assert plain(found) == plain(trial(0, TrialState.RUNNING))
     rows.requeue(storage, trial_id)
@@ -85,13 +86,13 @@ def test_a_trial_that_another_program_added_is_noticed(storage):
     study = storage.create_new_study([StudyDirection.MINIMIZE], "s")
     storage.create_new_trial(study)
     with pytest.raises(rows.ForeignTrial, match="holds 1 trials"):
-        rows.start(storage, study, trial(0, TrialState.RUNNING))
+        rows.start(storage, study, trial(0, TrialState.RUNNING), {})
     assert storage.get_n_trials(study) == 1
 
 
 def test_an_end_that_fails_half_way_leaves_the_trial_as_it_was(storage):
     study = storage.create_new_study([StudyDirection.MINIMIZE], "s")
-    trial_id = rows.start(storage, study, trial(0, TrialState.RUNNING))
+    trial_id = rows.start(storage, study, trial(0, TrialState.RUNNING), {})
     before = plain(storage.get_trial(trial_id))
     with pytest.raises(TypeError):
         rows.end(storage, trial_id, trial(0, TrialState.COMPLETE, value=1.0, intermediate_values={10: 2.0}, user_attrs={"bad": object()}))
