@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,8 +107,9 @@ def run(
     workers: str | None,
     **flags: Any,
 ) -> None:
-    """Run STUDY (a YAML file, or the name of a shipped one), or the embedded default, to its number of trials.
+    """Run a study to its number of trials, or go on with it.
 
+    STUDY is a YAML file, or the name of a shipped study; without it the embedded default runs.
     The same command again continues where it stopped. Ctrl-C stops neatly; a second one at once.
     """
     from hpsearch import actions
@@ -204,7 +204,10 @@ def list_(storage: str | None, as_json: bool) -> None:
 @stored
 @guarded
 def show(study: str | None, storage: str | None, as_json: bool) -> None:
-    """Show the trials of STUDY (may be left out when there is only one)."""
+    """Show the trials of a study.
+
+    STUDY may be left out when there is only one.
+    """
     from hpsearch import actions
     from hpsearch.terminal import columns, percent, values
 
@@ -228,7 +231,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 @stored
 @guarded
 def best(study: str | None, storage: str | None, as_json: bool) -> None:
-    """Print the best configuration of STUDY and where its weights are."""
+    """Print a study's best configuration and its weights."""
     from hpsearch import actions
 
     found, record = actions.best(located(storage, track=False), study)
@@ -248,7 +251,10 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
 @stored
 @guarded
 def report(study: str | None, output: Path | None, storage: str | None, as_json: bool) -> None:
-    """Write the page of STUDY: one self-contained HTML file that opens offline."""
+    """Write a study's page.
+
+    It is one self-contained HTML file that opens offline.
+    """
     from hpsearch import actions
 
     path = actions.report(located(storage), study, output)
@@ -261,16 +267,19 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 @click.option("-p", "--port", default=5000, show_default=True)
 @guarded
 def ui(tracking_uri: str | None, host: str, port: int) -> None:
-    """Open MLflow's own page on the runs, lean: 2 processes instead of 15."""
+    """Serve MLflow's own page on the runs.
+
+    Lean: 2 processes and 0.5 GB instead of 15 and 3 GB.
+    """
     from hpsearch import actions
 
     command = actions.ui(located(None, tracking_uri), host, port)
     click.echo(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", err=True)
+    sys.stdout.flush()
     try:
-        code = subprocess.call(command)
+        os.execv(command[0], command)  # so that whoever ends this command ends MLflow
     except OSError as error:
         raise FixSetup(f"MLflow could not be started: {error}") from None
-    sys.exit(code)
 
 
 if __name__ == "__main__":
