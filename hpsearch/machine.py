@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from hpsearch.errors import FixInput, FixSetup, Interrupted, WaitOrStop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOP_SECONDS = 0.7  # the loop asks five times a second
 SAME_PRESS = 0.5  # seconds within which a second signal is an echo of the first: `timeout` sends to child and group
 
 
@@ -83,9 +85,22 @@ def study_lock(folders: list[Path], name: str) -> Iterator[None]:
 def stop_signals() -> Iterator[Callable[[], int | None]]:
     """The first SIGINT, SIGTERM or SIGHUP asks the loop to stop, the second breaks it off at once with Interrupted.
 
-    Yields the question the loop asks: the signal's number, or None. Signals ignored before (nohup) stay ignored.
+    Yields the question the loop asks: the signal's number, or None. A second signal raises where the loop asks, and
+    only when it is not asking, in the handler: what a handler raises inside a destructor is lost. Signals ignored before
+    (nohup) stay ignored.
     """
     seen: list[tuple[int, float]] = []
+    asked = -math.inf
+
+    def question() -> int | None:
+        nonlocal asked
+        asked = time.monotonic()
+        if len(seen) > 1:
+            break_off()
+        return seen[0][0] if seen else None
+
+    def break_off() -> None:
+        raise Interrupted("stopped at once; the same command goes on with the study", seen[-1][0])
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
@@ -93,7 +108,9 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
             return
         seen.append((number, time.monotonic()))
         if len(seen) > 1:
-            raise Interrupted("stopped at once; the same command goes on with the study", number)
+            if time.monotonic() - asked > LOOP_SECONDS:
+                break_off()
+            return
         with suppress(OSError, RuntimeError, ValueError):  # the terminal may be gone, or in the middle of a line
             sys.stderr.write("\nStopping: running trials end within seconds. Once more stops at once.\n")
 
@@ -102,7 +119,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, note)
     try:
-        yield lambda: seen[0][0] if seen else None
+        yield question
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -55,6 +55,15 @@ Loader.add_implicit_resolver(
 )
 
 
+def refuse_tag(loader: Loader, node: yaml.Node) -> None:
+    """Bytes have no place in a study, and would pass for a list of numbers."""
+    del loader
+    raise FixInput(f"{mark(node.start_mark)}: the YAML tag '!!binary' is not allowed; use plain values")
+
+
+Loader.add_constructor("tag:yaml.org,2002:binary", refuse_tag)
+
+
 def mark(position: Any) -> str:
     """Line and column, from 1."""
     return f"line {position.line + 1}, column {position.column + 1}"

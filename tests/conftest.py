@@ -8,10 +8,14 @@ for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_RUN_ID", "MLFLOW_E
     os.environ.pop(name, None)
 
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+
+# A runner in the background has SIGINT ignored, and so would every process that a test starts and then interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

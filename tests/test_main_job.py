@@ -65,6 +65,20 @@ def test_the_files_are_where_standard_tools_look(done):
     assert parent.info.status == "FINISHED"
 
 
+def test_optunas_dashboard_opens_the_storage(done):
+    from optuna_dashboard import wsgi
+    from werkzeug.test import Client
+
+    folder, _ = done
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/hpsearch.db")
+    client = Client(wsgi(storage))
+    (study,) = client.get("/api/studies").json["study_summaries"]
+    assert study["study_name"] == "digits-tpe"
+    shown = client.get(f"/api/studies/{study['study_id']}?after=0").json["trials"]
+    assert [t["state"] for t in shown] == [t.state.name.capitalize() for t in storage.get_all_trials(1)]
+    storage.engine.dispose()
+
+
 def test_optuna_and_mlflow_agree_trial_for_trial(done):
     folder, _ = done
     study = optuna.load_study(study_name="digits-tpe", storage=f"sqlite:///{folder}/hpsearch.db")

@@ -22,7 +22,7 @@ COLOURS: Mapping[Status, str] = {
     Status.PRUNED: "#c27500",
     Status.FAILED: "#bd3a88",
     Status.RUNNING: "#7b8490",
-    Status.WAITING: "#a0a7b0",
+    Status.WAITING: "#7b8490",  # as running: the symbol tells them apart
 }
 SYMBOLS: Mapping[Status, str] = {
     Status.COMPLETE: "circle",
@@ -37,7 +37,6 @@ IN_THE_DARK = {
     COLOURS[Status.PRUNED]: "#f0a53a",
     COLOURS[Status.FAILED]: "#ef7abb",
     COLOURS[Status.RUNNING]: "#98a2af",
-    COLOURS[Status.WAITING]: "#848d99",
     BEST: "#35d29d",
     DEFAULT: "#a9b3c0",
 }
