@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
-from hpsearch.types import Status, StudyEnded, Tracker, TrialRecord
+from hpsearch.types import Status, StudyEnded, Tracker, TrialRecord, best_record
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -135,7 +135,6 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Callable[[str], None], begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
-    from hpsearch.search.catalog import best_record
     from hpsearch.search.store import opened
 
     say("Writing the report")
@@ -205,8 +204,6 @@ def show(where: Place, name: str | None) -> StoredStudy:
 
 def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
     """A study and its best trial; NotFound when none is complete."""
-    from hpsearch.search.catalog import best_record
-
     stored = show(where, name)
     record = best_record(stored.records)
     if record is None:
@@ -287,8 +284,6 @@ def ui(where: Place, host: str, port: int) -> list[str]:
 
 def overview(study: StoredStudy) -> dict[str, Any]:
     """A study as one row."""
-    from hpsearch.search.catalog import best_record
-
     record = best_record(study.records)
     return {
         "study": study.name,

@@ -20,7 +20,6 @@ from hpsearch.types import (
     Outcome,
     Progress,
     Searcher,
-    Status,
     StudyStarted,
     Tracker,
     Trial,
@@ -28,6 +27,7 @@ from hpsearch.types import (
     TrialRecord,
     TrialStarted,
     WorkerReady,
+    best_record,
 )
 
 GRACE = 8.0  # seconds that running trials get, after a request to stop, to reach the end of their epoch
@@ -55,7 +55,7 @@ class Orchestrator:
         self.interrupted: set[int] = set()
         self.exhausted = False
         self.facts: Facts | None = None
-        self.best = min((r for r in searcher.records() if r.status is Status.COMPLETE), key=score, default=None)
+        self.best = best_record(searcher.records())
 
     def run(self, study: str, spec: Mapping[str, Any]) -> str:
         """Train until the budget is spent; returns why it ended: "budget", "timeout", "exhausted" or "interrupted".
@@ -143,23 +143,14 @@ class Orchestrator:
         if outcome.trial in self.interrupted:
             return
         record = self.searcher.tell(outcome)
-        if record.status is Status.COMPLETE:
-            if self.best is None or score(record) < score(self.best):
-                self.best, loser = record, self.best
-            else:
-                loser = record
-            forget_weights(loser)
+        before, self.best = self.best, best_record([record, *([self.best] if self.best else [])])
+        forget_weights(before if self.best is record else record)
         self.record(TrialEnded(record, self.best.number if self.best else None))
 
     def record(self, event: Event) -> None:
         """Tell everybody who listens."""
         for tracker in self.trackers:
             tracker.record(event)
-
-
-def score(record: TrialRecord) -> tuple[float, int]:
-    """What is minimised; the earlier trial wins a tie."""
-    return (float("inf") if record.val_loss is None else record.val_loss, record.number)
 
 
 def forget_weights(record: TrialRecord | None) -> None:

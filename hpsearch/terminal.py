@@ -26,6 +26,7 @@ from hpsearch.types import (
     TrialRecord,
     TrialStarted,
     WorkerReady,
+    best_record,
 )
 
 SHORT = {
@@ -92,8 +93,7 @@ class Board:
     def end(self, record: TrialRecord) -> None:
         """Count an ended trial."""
         self.ended.append(record)
-        if record.status is Status.COMPLETE and (self.best is None or (record.val_loss or 0) < (self.best.val_loss or 0)):
-            self.best = record
+        self.best = best_record([record, *([self.best] if self.best else [])])
 
     def headline(self) -> str:
         """Where the study stands, in a line."""

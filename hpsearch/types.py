@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
@@ -110,6 +111,12 @@ class TrialRecord:
     curve: Sequence[Mapping[str, float]]  # `Progress.row` of each epoch
     checkpoint: str | None
     error: str | None
+
+
+def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The complete trial of lowest validation loss, the earlier one of equals; pruned trials never win, they were cut short."""
+    complete = (r for r in records if r.status is Status.COMPLETE and r.val_loss is not None and math.isfinite(r.val_loss))
+    return min(complete, key=lambda r: (r.val_loss, r.number), default=None)
 
 
 # ---------------------------------------------------------------- what the orchestrator saw

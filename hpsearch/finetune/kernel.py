@@ -183,7 +183,7 @@ class FineTuneKernel:
                 break
         assert best is not None  # epochs >= 1
         finished = epoch == recipe.epochs and trial.number not in stop
-        used = effective(recipe, model, optimiser, largest, epoch)
+        used = effective(recipe, model, optimiser, largest, steps // batches)
         yield (self.outcome(trial, best, now, kept, used, finished),)
 
     def cut(self, r: Resident, k: int) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,8 @@ def epoch_batches(images: int, batch_size: int) -> int:
 def effective(recipe: Recipe, model: models.FineTuneModel, optimiser: optim.AdamW, largest: int, epochs: int) -> Params:
     """The hyperparameters as the trainer used them, read back from its own state.
 
-    The batch size is that of the largest batch: 50 images in batches of at most 32 are two of 25. Rates are float32.
+    Epochs are those the schedule was made for, also when the trial was stopped before. The batch size is that of the largest
+    batch: 50 images in batches of at most 32 are two of 25. Rates are float32.
     """
     return {
         "learning_rate": recipe.learning_rate,

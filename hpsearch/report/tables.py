@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from hpsearch.types import Status, TrialRecord
+from hpsearch.types import Status, TrialRecord, best_record
 
 METRICS = ("accuracy", "precision", "recall", "f1")
 FIXED_COLUMNS = ("number", "status", "origin", "val_loss", "best_epoch", "epochs_trained", "seconds", *METRICS, "error")
@@ -146,9 +146,8 @@ def summary(view: StudyView) -> Summary:
 
 
 def best_trial(view: StudyView) -> TrialRecord | None:
-    """The complete trial of lowest validation loss, the earlier one of equals; pruned trials never win, they were cut short."""
-    scored = [r for r in view.records if loss_of(r) is not None]
-    return min(scored, key=lambda r: (loss_of(r), r.number)) if scored else None
+    """The study's best trial."""
+    return best_record(view.records)
 
 
 def default_trial(view: StudyView) -> TrialRecord | None:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpsearch.errors import NotFound, nearest
 from hpsearch.search.searcher import RECORD, record_of
-from hpsearch.types import Status, TrialRecord
+from hpsearch.types import TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,6 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     fixed = {k: v["value"] for k, v in spec.get("space", {}).items() if "value" in v}
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
     return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed) for t in trials))
-
-
-def best_record(records: tuple[TrialRecord, ...]) -> TrialRecord | None:
-    """The complete trial with the lowest validation loss; the earlier one on a tie."""
-    complete = [r for r in records if r.status is Status.COMPLETE and r.val_loss is not None]
-    return min(complete, key=lambda r: (r.val_loss, r.number), default=None)
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

@@ -67,6 +67,7 @@ def test_a_trial_told_to_stop_ends_pruned_with_its_best_so_far(kernel):
     assert outcome.status is Status.PRUNED
     assert outcome.val_loss == min(p.val_loss for p in progress)
     assert outcome.checkpoint is None
+    assert outcome.effective["epochs"] == 4  # as planned: what was run is in the curve
 
 
 def test_a_job_of_several_trials_gives_an_outcome_for_each(kernel):

@@ -8,12 +8,12 @@ import optuna
 import pytest
 
 from hpsearch.errors import ChooseAnotherName
-from hpsearch.search.catalog import best_record, importance, read_study
+from hpsearch.search.catalog import importance, read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.space import default_params, grid_size
 from hpsearch.spec import PRUNERS, SAMPLERS, parse_spec
-from hpsearch.types import Facts, Outcome, Progress, Status, Trial
+from hpsearch.types import Facts, Outcome, Progress, Status, Trial, best_record
 from tests.kernels import loss_at
 
 SMALL = {
