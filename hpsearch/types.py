@@ -6,12 +6,24 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from hpsearch.errors import HpsearchError
 
 Value: TypeAlias = float | int | str | bool | None
 Params: TypeAlias = Mapping[str, Value]
+PerClass: TypeAlias = Mapping[str, Sequence[float]]
+"""images, precision, recall, f1: one value a class, in the order of the classes."""
+
+OBJECTIVES: Mapping[str, int] = {  # what a study may optimise; 1: less is better, -1: more is better
+    "val_loss": 1,
+    "accuracy": -1,
+    "balanced_accuracy": -1,
+    "precision": -1,
+    "recall": -1,
+    "f1": -1,
+    "top5": -1,
+}
 
 
 class Status(StrEnum):
@@ -56,8 +68,9 @@ class Progress:
     epochs: int  # planned
     val_loss: float  # nats per image
     train_loss: float  # nats per image, mean over the epoch's steps
-    metrics: Mapping[str, float]  # accuracy, precision, recall, f1 in [0, 1]; learning_rate
+    metrics: Mapping[str, float]  # accuracy, balanced_accuracy, precision, recall, f1, top5 in [0, 1]; learning_rate
     seconds: float  # since the trial started
+    images_per_second: float | None = None  # training images, over the epoch's training alone
 
     def row(self) -> dict[str, float]:
         """Flat, JSON-able form: what MLflow, the storage and the report keep of an epoch."""
@@ -67,6 +80,7 @@ class Progress:
             "train_loss": self.train_loss,
             **self.metrics,
             "seconds": self.seconds,
+            **({} if self.images_per_second is None else {"images_per_second": self.images_per_second}),
         }
 
 
@@ -83,6 +97,7 @@ class Outcome:
     effective: Params = field(default_factory=dict)  # hyperparameters as the trainer used them
     checkpoint: str | None = None  # path of the kept weights (safetensors)
     error: str | None = None
+    per_class: PerClass = field(default_factory=dict)  # at the kept epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +126,79 @@ class TrialRecord:
     curve: Sequence[Mapping[str, float]]  # `Progress.row` of each epoch
     checkpoint: str | None
     error: str | None
+    objective: str = "val_loss"  # one of OBJECTIVES: what the study optimises
+    per_class: PerClass = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """The objective's value at the kept epoch: nats for val_loss, else a share in [0, 1]."""
+        return score_of(self.objective, self.val_loss, self.metrics)
+
+    @property
+    def cost(self) -> float:
+        """The score, negated where more is better, so that less is better; infinite without one."""
+        return math.inf if self.score is None or not math.isfinite(self.score) else OBJECTIVES[self.objective] * self.score
+
+
+def score_of(objective: str, val_loss: float | None, metrics: Mapping[str, float]) -> float | None:
+    """The value of `objective` among an epoch's results."""
+    return val_loss if objective == "val_loss" else metrics.get(objective)
 
 
 def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The complete trial of lowest validation loss, the earlier one of equals; pruned trials never win, they were cut short."""
-    complete = (r for r in records if r.status is Status.COMPLETE and r.val_loss is not None and math.isfinite(r.val_loss))
-    return min(complete, key=lambda r: (r.val_loss, r.number), default=None)
+    """The complete trial of the best score, the earlier one of equals; pruned trials never win, they were cut short."""
+    complete = (r for r in records if r.status is Status.COMPLETE and math.isfinite(r.cost))
+    return min(complete, key=lambda r: (r.cost, r.number), default=None)
+
+
+# ---------------------------------------------------------------- what is wrong with the data
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image, or a pair, that a finding is about."""
+
+    names: tuple[str, ...]  # as the data calls them: relative paths, or "train/17"
+    text: str = ""  # such as "labelled cat, its neighbours are dogs (10 of 10)"
+    thumbnails: tuple[str, ...] = ()  # data URIs, in the order of names
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know about the data before time is spent on it."""
+
+    kind: str  # "unreadable", "near-duplicates", ...
+    level: Literal["error", "warning", "note"]  # an error refuses the study
+    text: str  # what, how many, and what to do
+    count: int = 0
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What checking the data came to."""
+
+    data: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]  # split ("train", "val", "test") -> images of each class
+    left_out: int  # files that could not be used
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Value]  # numbers worth knowing, such as the smallest difference the validation images can show
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """The findings that refuse a study."""
+        return tuple(f for f in self.findings if f.level == "error")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DataReport:
+        """From what `dataclasses.asdict` made of one, also after a journey through JSON."""
+        findings = tuple(
+            Finding(**{**f, "examples": tuple(Example(tuple(e["names"]), e["text"], tuple(e["thumbnails"])) for e in f["examples"])})
+            for f in values["findings"]
+        )
+        counts = {split: tuple(n) for split, n in values["counts"].items()}
+        return cls(values["data"], tuple(values["classes"]), counts, values["left_out"], findings, dict(values["facts"]))
 
 
 # ---------------------------------------------------------------- what the orchestrator saw
