@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hpsearch.report import tables
+from hpsearch.report import data, objective, tables
 from hpsearch.report.words import FATES, NONE, loss, number, percent, seconds, shorten
 from hpsearch.types import Status, Value
 
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
 
     from hpsearch.report.tables import StudyView
 
-LABELS = {
+LABELS = objective.LABELS | {
     "number": "trial",
     "status": "fate",
     "val_loss": "val loss (nats)",
     "best_epoch": "best epoch",
     "epochs_trained": "epochs trained",
     "seconds": "time (s)",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
+    "images": "validation images",
 }
 
-
+RECIPE_KEYS = ("data", "data_root", "bad_files", "split", "model", "weights", "preprocess", "objective", "seed")
 YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # read as something else than text
-SHOWN: Mapping[str, Callable[[object], str]] = {"val_loss": loss, "seconds": seconds, **dict.fromkeys(tables.METRICS, percent)}
+CLASS_SHARES = ("precision", "recall", "f1")
+CLASS_NOTE = "Lowest recall first: the share of a class's validation images that is found. Few images, little certainty."
+SHOWN: Mapping[str, Callable[[object], str]] = {
+    "val_loss": loss,
+    "seconds": seconds,
+    **dict.fromkeys((*tables.METRICS, *tables.FURTHER), percent),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Grid:
     sortable: bool = False
     copy: str = ""  # text worth copying, shown below
     copy_title: str = ""
+    note: str = ""  # below the title
     kind: str = "table"
 
 
@@ -76,9 +80,11 @@ def trials(view: StudyView) -> Grid:
     """All trials, sortable."""
     frame = tables.trials(view)
     best, default = tables.best_trial(view), tables.default_trial(view)
-    first, last = ["number", "status", "val_loss", "accuracy"], ["precision", "recall", "f1", "origin", "error"]
+    score = objective.objective(view.spec).name
+    first = list(dict.fromkeys(("number", "status", score, "val_loss", "accuracy", *tables.FURTHER)))
+    last = [name for name in ("precision", "recall", "f1", "origin", "error") if name not in first]
     order = [*first, *(name for name in frame.columns if name not in (*first, *last)), *last]
-    columns = [name for name in order if name in first[:3] or frame[name].notna().any()]
+    columns = [name for name in order if name in frame and (name in first[:3] or frame[name].notna().any())]
     marks = {r.number: css for r, css in ((default, "default"), (best, "best")) if r}
     rows = [(marks.get(row["number"], ""), tuple(cell(name, row[name]) for name in columns)) for row in frame.to_dict("records")]
     words = ("status", "origin", "error")
@@ -140,10 +146,15 @@ def recipe_yaml(view: StudyView) -> str:
     best = tables.best_trial(view)
     if best is None:
         return ""
-    kept = {key: view.spec[key] for key in ("data", "split", "model", "weights", "seed") if view.spec.get(key) is not None}
+    kept = {key: value for key in RECIPE_KEYS if (value := asked(view.spec.get(key))) not in (None, {})}
     fixed: dict[str, Value] = dict(best.params)
     body = "".join(f"{line}\n" for line in yaml_lines({"name": f"best-trial-{best.number}", **kept, "trials": 1, "space": fixed}))
     return f"# trial {best.number} of {shorten(view.name, 80)}: save as best.yaml, then `hpsearch run best.yaml`\n{body}"
+
+
+def asked(value: object) -> object:
+    """A setting without its parts that were left open."""
+    return {key: part for key, part in value.items() if part is not None} if isinstance(value, Mapping) else value
 
 
 def yaml_lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
@@ -162,10 +173,24 @@ def yaml_word(value: object) -> str:
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
-def pairs(view: StudyView, title: str, name: str, frame: pd.DataFrame) -> Grid:
+def pairs(view: StudyView, title: str, name: str, frame: pd.DataFrame, key: str = "name") -> Grid:
     """A table of two columns: what, and its value."""
-    rows = tuple(("", (Cell(str(key), "", "name"), Cell(str(value), "", "wrap"))) for key, value in frame.itertuples(index=False))
+    rows = tuple(("", (Cell(str(what), "", key), Cell(str(value), "", "wrap"))) for what, value in frame.itertuples(index=False))
     return Grid(title, tuple((str(column), "text") for column in frame.columns), rows, *csv_link(view, name, frame))
+
+
+def per_class(view: StudyView) -> Grid:
+    """How well the best trial tells each class, worst first; no rows when it was not recorded."""
+    frame, best = data.per_class(view), tables.best_trial(view)
+    rows = []
+    for name, images, *shares in frame.itertuples(index=False):
+        counted = Cell(NONE, "", "none") if images != images else Cell(f"{images:.0f}", images, "num")
+        rows.append(
+            ("", (Cell(shorten(name, 60), name, "wrap class"), counted, *(cell(k, v) for k, v in zip(CLASS_SHARES, shares, strict=True))))
+        )
+    heads = tuple((LABELS.get(name, name), "text" if name == "class" else "num") for name in frame.columns)
+    title = f"Each class in the best trial ({best.number})" if best else "Each class in the best trial"
+    return Grid(title, heads, tuple(rows), *csv_link(view, "per_class", frame), sortable=True, note=CLASS_NOTE)
 
 
 def study(view: StudyView) -> Grid:
@@ -199,7 +224,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48] or "study"
 
 
-TABLES: Mapping[str, Callable[[StudyView], Grid]] = {"configuration": configuration, "trials": trials, "study": study, "facts": facts}
+TABLES: Mapping[str, Callable[[StudyView], Grid]] = {
+    "configuration": configuration,
+    "per_class": per_class,
+    "trials": trials,
+    "study": study,
+    "facts": facts,
+}
 """Every table that a page can show."""
 
 WORDS: Mapping[str, Callable[[StudyView], Words]] = {"policy": policy, "notes": notes}

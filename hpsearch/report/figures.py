@@ -8,19 +8,21 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hpsearch.report import tables
+from hpsearch.report.bars import class_counts
+from hpsearch.report.objective import LABELS, Objective, objective
 from hpsearch.report.slices import slices
 from hpsearch.report.style import (
     BEST,
     COLOURS,
     DEFAULT,
     DRAWN_FATES,
-    LOSS_AXIS,
     escape,
     figure,
     mark_best,
     marker,
     nothing,
     panels,
+    score_axis,
     value_axis,
     whole_axis,
     wrapped,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
+SECONDARY = {"accuracy": (DEFAULT, "dash"), "f1": (COLOURS[Status.COMPLETE], "dot")}  # beside the objective
 MANY_POINTS = 3000  # lines alone from here on: a mark is a node of the page
 
 
@@ -42,24 +45,24 @@ MANY_POINTS = 3000  # lines alone from here on: a mark is a node of the page
 
 
 def history(view: StudyView) -> Drawn:
-    """Loss of each trial by fate, the best so far, and the default recipe as a line."""
-    table, numbers = tables.history(view), tables.summary(view)
+    """Score of each trial by fate, the best so far, and the default recipe as a line."""
+    table, numbers, goal = tables.history(view), tables.summary(view), objective(view.spec)
     drawn = figure("Best so far", f"n = {several(len(table), 'trial')}: {counts(numbers)}; one seed")
     if table.empty:
         return nothing(drawn, "No trial has run yet."), table
     first, last = int(table["trial"].min()), int(table["trial"].max())
-    drawn.update_layout(xaxis=whole_axis(first, last, "trial"), yaxis=value_axis(table["val_loss"], LOSS_AXIS))
-    if numbers.default and tables.loss_of(numbers.default) is not None:
-        level, name = tables.loss_of(numbers.default), "default recipe"
+    drawn.update_layout(xaxis=whole_axis(first, last, "trial"), yaxis=score_axis(table, goal))
+    if tables.final_score(numbers.default) is not None:
+        level, name = goal.drawn(tables.final_score(numbers.default)), "default recipe"
         add_line(drawn, [first - 0.5, last + 0.5], [level, level], name, {"color": DEFAULT, "dash": "dash", "width": 1.5})
     best = table[table["best_so_far"].notna()]
     if len(best):
         line = {"color": BEST, "width": 2, "shape": "hv"}
-        add_line(drawn, best["trial"].tolist(), best["best_so_far"].tolist(), "best so far", line)
+        add_line(drawn, best["trial"].tolist(), [goal.drawn(v) for v in best["best_so_far"]], "best so far", line)
     for status in DRAWN_FATES:
-        scatter_fate(drawn, table[(table["status"] == status) & table["val_loss"].notna()], status)
-    add_lossless(drawn, table[table["val_loss"].isna() & ~table["status"].isin([Status.RUNNING, Status.WAITING])])
-    mark_best(drawn, numbers.best, x=numbers.best.number if numbers.best else 0)
+        scatter_fate(drawn, table[(table["status"] == status) & table[goal.name].notna()], status, goal)
+    add_scoreless(drawn, table[table[goal.name].isna() & ~table["status"].isin([Status.RUNNING, Status.WAITING])], goal)
+    mark_best(drawn, numbers.best, goal, x=numbers.best.number if numbers.best else 0)
     return drawn, table
 
 
@@ -68,14 +71,14 @@ def add_line(drawn: go.Figure, x: list[Any], y: list[Any], name: str, line: Mapp
     drawn.add_scatter(x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip")
 
 
-def scatter_fate(drawn: go.Figure, rows: pd.DataFrame, status: Status) -> None:
+def scatter_fate(drawn: go.Figure, rows: pd.DataFrame, status: Status, goal: Objective) -> None:
     """One trace of the trials that shared a fate."""
     if len(rows):
-        hover = f"trial %{{x}}: %{{y:.4g}} nats<extra>{FATES[status]}</extra>"
+        hover = f"trial %{{x}}: %{{y:.4g}} {goal.unit}<extra>{FATES[status]}</extra>"
         name = f"{FATES[status]} ({len(rows)})"
         drawn.add_scatter(
             x=rows["trial"].tolist(),
-            y=rows["val_loss"].tolist(),
+            y=[goal.drawn(v) for v in rows[goal.name]],
             mode="markers",
             name=name,
             marker=marker(status, size=8 if len(rows) <= 200 else 5),
@@ -83,8 +86,8 @@ def scatter_fate(drawn: go.Figure, rows: pd.DataFrame, status: Status) -> None:
         )
 
 
-def add_lossless(drawn: go.Figure, rows: pd.DataFrame) -> None:
-    """Trials without a loss have no height: they are drawn along the upper edge, with their reason."""
+def add_scoreless(drawn: go.Figure, rows: pd.DataFrame, goal: Objective) -> None:
+    """Trials without a score have no height: they are drawn along the upper edge, with their reason."""
     if rows.empty:
         return
     drawn.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
@@ -97,7 +100,7 @@ def add_lossless(drawn: go.Figure, rows: pd.DataFrame) -> None:
         name=f"failed ({len(rows)}, at the top)",
         marker=marker(Status.FAILED),
         customdata=reasons,
-        hovertemplate="trial %{x}: no loss<br>%{customdata}<extra></extra>",
+        hovertemplate=f"trial %{{x}}: no {goal.noun}<br>%{{customdata}}<extra></extra>",
     )
     if rows.shape[0] and not any(trace.yaxis != "y2" for trace in drawn.data):
         drawn.update_yaxes(showticklabels=False, showgrid=False)
@@ -116,7 +119,7 @@ def curves(view: StudyView) -> Drawn:
     if seen.empty:
         return nothing(drawn, "No trial has finished an epoch."), table
     longest = int(seen["epoch"].max())
-    drawn.update_layout(xaxis=whole_axis(1, longest, "epoch"), yaxis=value_axis(seen["val_loss"], LOSS_AXIS))
+    drawn.update_layout(xaxis=whole_axis(1, longest, "epoch"), yaxis=value_axis(seen["val_loss"], "validation loss (nats)"))
     special = {r.number for r in (numbers.best, numbers.default) if r}
     mode = "lines+markers" if len(seen) <= MANY_POINTS else "lines"
     for status in DRAWN_FATES:
@@ -189,7 +192,7 @@ def add_one_curve(drawn: go.Figure, seen: pd.DataFrame, record: TrialRecord, nam
 
 
 def importance(view: StudyView) -> Drawn:
-    """How much of the loss's variation each hyperparameter explains."""
+    """How much of the score's variation each hyperparameter explains."""
     table = tables.importance(view)
     method = escape(view.importance_method or "not named")
     drawn = figure(
@@ -198,7 +201,7 @@ def importance(view: StudyView) -> Drawn:
         130 + 44 * max(3, len(table)),
     )
     if table.empty:
-        return nothing(drawn, "Not computed: too few trials with different losses."), table
+        return nothing(drawn, "Not computed: too few trials with different scores."), table
     rows = table.iloc[::-1]
     share = [100 * v for v in rows["importance"]]
     drawn.add_bar(
@@ -232,15 +235,22 @@ def best_trial(view: StudyView) -> Drawn:
     drawn.update_layout(xaxis=epochs, yaxis=value_axis(both, "loss (nats)"))
     add_metric(drawn, table, "train_loss", "training loss", COLOURS[Status.PRUNED], "dash", panel="", unit=" nats")
     add_metric(drawn, table, "val_loss", "validation loss", BEST, "solid", panel="", unit=" nats")
-    shares = [name for name in ("accuracy", "f1") if name in table and table[name].notna().any()]
+    goal = objective(view.spec)
+    main = "accuracy" if goal.is_loss else goal.name
+    shares = [name for name in dict.fromkeys((main, "accuracy", "f1")) if measured(table, name)]
     if shares:
         drawn.update_layout(xaxis2=epochs | {"anchor": "y2"}, yaxis2={"title": {"text": "on validation images (%)"}, "anchor": "x2"})
     for name in shares:
-        colour, dash = (BEST, "solid") if name == "accuracy" else (COLOURS[Status.COMPLETE], "dot")
-        add_metric(drawn, table, name, "F1" if name == "f1" else name, colour, dash, panel="2", unit=" %", factor=100)
+        colour, dash = (BEST, "solid") if name == main else SECONDARY[name]
+        add_metric(drawn, table, name, LABELS[name], colour, dash, panel="2", unit=" %", factor=100)
     for panel in ("", "2") if shares else ("",):
         mark_epoch(drawn, best.best_epoch, panel)
     return panels(drawn, 2 if shares else 1, columns=2), table
+
+
+def measured(table: pd.DataFrame, column: str) -> bool:
+    """Whether any epoch has the metric."""
+    return column in table and bool(table[column].notna().any())
 
 
 def mark_epoch(drawn: go.Figure, epoch: int | None, panel: str) -> None:
@@ -254,7 +264,7 @@ def add_metric(
     drawn: go.Figure, table: pd.DataFrame, column: str, name: str, colour: str, dash: str, *, panel: str, unit: str, factor: float = 1.0
 ) -> None:
     """One metric over epochs; nothing when it was not measured."""
-    if column in table and table[column].notna().any():
+    if measured(table, column):
         drawn.add_scatter(
             x=table["epoch"].tolist(),
             y=[factor * v if v == v else None for v in table[column]],
@@ -274,5 +284,6 @@ FIGURES: Mapping[str, Callable[[StudyView], Drawn]] = {
     "slices": slices,
     "importance": importance,
     "best_trial": best_trial,
+    "class_counts": class_counts,
 }
 """Every figure that a page can show."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a study: a declarative page spec, a template, one inline plotly.js, no outside host."""
+"""One self-contained HTML page, of a study or of data alone: a declarative page spec, a template, one inline plotly.js."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import jinja2
 from markupsafe import Markup
@@ -17,14 +17,16 @@ from plotly.offline import get_plotlyjs
 
 from hpsearch.errors import FixInput, FixSetup, nearest
 from hpsearch.report.blocks import TABLES, WORDS, Grid, Words, csv_link
+from hpsearch.report.data import data_cards, data_verdict
 from hpsearch.report.figures import FIGURES
+from hpsearch.report.findings import Findings, data
+from hpsearch.report.objective import objective
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
-from hpsearch.report.words import cards, shorten, verdict
+from hpsearch.report.tables import StudyView
+from hpsearch.report.words import Card, cards, shorten, verdict
 from hpsearch.resources import folder
+from hpsearch.types import DataReport
 from hpsearch.yamlfile import parse_yaml
-
-if TYPE_CHECKING:
-    from hpsearch.report.tables import StudyView
 
 CONFIG = {
     "showSendToCloud": False,  # Plotly's default offers to upload the figure
@@ -35,6 +37,7 @@ CONFIG = {
 TEMPLATE = "page.html.j2"
 PAGE_KEYS = ("title", "sections")
 SECTION_KEYS = ("heading", "text", "show")
+NAMES = (*FIGURES, *TABLES, *WORDS, "data")  # what a page spec can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,27 @@ class Plot:
     kind: str = "figure"
 
 
+Block: TypeAlias = Plot | Grid | Words | Findings
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands above the sections."""
+
+    name: str
+    generated: str
+    verdict: str
+    chips: Sequence[tuple[str, str]]
+    cards: Sequence[Card]
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A heading with what stands under it."""
 
     heading: str
     text: str
-    blocks: tuple[Plot | Grid | Words, ...] = field(default_factory=tuple)
+    blocks: tuple[Block, ...] = field(default_factory=tuple)
 
 
 def write_page(view: StudyView, path: Path, page: str | Path = "study") -> Path:
@@ -65,7 +82,18 @@ def write_page(view: StudyView, path: Path, page: str | Path = "study") -> Path:
 
     Raises FixInput for an unknown page, figure or table, and FixSetup when the file cannot be written.
     """
-    text = render(view, load_page(page))
+    return write(render(view, load_page(page)), path)
+
+
+def write_data_page(report: DataReport, path: Path, generated: str = "") -> Path:
+    """Write the page about checked data alone to `path`, whole or not at all; FixSetup when the file cannot be written."""
+    view = StudyView(report.data, {}, {}, (), (), "", "", (), generated, report)
+    head = Header(shorten(report.data, 160), generated, data_verdict(report), (), data_cards(report))
+    return write(render(view, load_page("data"), head), path)
+
+
+def write(text: str, path: Path) -> Path:
+    """Write a page aside, then put it in place."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +106,16 @@ def write_page(view: StudyView, path: Path, page: str | Path = "study") -> Path:
     return path
 
 
-def render(view: StudyView, page: Mapping[str, Any]) -> str:
-    """The whole page as text."""
-    sections = [section(view, spec) for spec in page["sections"]]
+def render(view: StudyView, page: Mapping[str, Any], head: Header | None = None) -> str:
+    """The whole page as text, under the study's own header unless another is given."""
+    made = [section(view, spec) for spec in page["sections"]]
+    sections = [s for s, spec in zip(made, page["sections"], strict=True) if s.blocks or not spec.get("show")]
     plots = [b for s in sections for b in s.blocks if isinstance(b, Plot)]
     loader = jinja2.FileSystemLoader(folder("dashboards"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(TEMPLATE).render(
         title=page["title"],
-        view=view,
-        chips=chips(view),
-        verdict=verdict(view),
-        cards=cards(view),
+        head=head or Header(view.name, view.generated, verdict(view), chips(view), cards(view)),
         sections=sections,
         plots=script_json({p.id: p.drawing for p in plots}),
         templates=script_json({mode: template.to_plotly_json() for mode, template in TEMPLATES.items()}),
@@ -101,17 +127,22 @@ def render(view: StudyView, page: Mapping[str, Any]) -> str:
 
 
 def section(view: StudyView, spec: Mapping[str, Any]) -> Section:
-    """A section of the page spec with its blocks made."""
-    return Section(spec.get("heading", ""), spec.get("text", ""), tuple(block(view, name) for name in spec.get("show", ())))
+    """A section of the page spec with its blocks made; `{objective}` in its text is what the study optimises."""
+    text = spec.get("text", "").replace("{objective}", objective(view.spec).label)
+    return Section(spec.get("heading", ""), text, tuple(b for name in spec.get("show", ()) for b in blocks(view, name)))
 
 
-def block(view: StudyView, name: str) -> Plot | Grid | Words:
-    """The figure, table or text called `name`."""
+def blocks(view: StudyView, name: str) -> tuple[Block, ...]:
+    """The figure, table or texts called `name`; none where the study has nothing of the kind."""
+    if name == "data":
+        return data(view)
     if name in TABLES:
-        return TABLES[name](view)
+        table = TABLES[name](view)
+        return (table,) if table.rows or name != "per_class" else ()
     if name in WORDS:
-        return WORDS[name](view)
-    return plot(view, name)
+        words = WORDS[name](view)
+        return (words,) if words.lines else ()
+    return (plot(view, name),) if name != "class_counts" or view.data else ()
 
 
 def plot(view: StudyView, name: str) -> Plot:
@@ -136,6 +167,8 @@ def chips(view: StudyView) -> list[tuple[str, str]]:
             value = value.get("name")
         if value is not None:
             shown.append((key if key != "trials" else "budget", shorten(f"{value} trials" if key == "trials" else str(value), 80)))
+    if not (goal := objective(view.spec)).is_loss:
+        shown.insert(2, ("objective", goal.label))
     return shown
 
 
@@ -186,8 +219,8 @@ def check_section(section: Mapping[str, Any], where: str) -> None:
     if not isinstance(shown, Sequence) or isinstance(shown, str):
         raise FixInput(f"{where}: show must be a list of names such as [history, trials]")
     for name in shown:
-        if name not in (known := (*FIGURES, *TABLES, *WORDS)):
-            raise FixInput(f"{where}: unknown figure or table '{name}': {nearest(str(name), known)}")
+        if name not in NAMES:
+            raise FixInput(f"{where}: unknown figure or table '{name}': {nearest(str(name), NAMES)}")
 
 
 def check_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:

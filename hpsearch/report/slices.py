@@ -1,4 +1,4 @@
-"""Slices: the loss against each searched hyperparameter, one panel each."""
+"""Slices: the score against each searched hyperparameter, one panel each."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.report import tables
+from hpsearch.report.objective import Objective, objective
 from hpsearch.report.style import (
     COLOURS,
     DEFAULT,
     DRAWN_FATES,
-    LOSS_AXIS,
     UNITS,
     escape,
     figure,
@@ -19,7 +19,7 @@ from hpsearch.report.style import (
     marker,
     nothing,
     panels,
-    value_axis,
+    score_axis,
     whole_axis,
 )
 from hpsearch.report.words import FATES, several
@@ -35,36 +35,40 @@ EDGE_TEXT = "best value lies on the edge<br>of its range: widen it"
 
 
 def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
-    """Loss against each searched hyperparameter, the best marked, edges of ranges flagged."""
-    names = tables.searched(view)
+    """Score against each searched hyperparameter, the best marked, edges of ranges flagged."""
+    names, goal = tables.searched(view), objective(view.spec)
     columns = {name: tables.parameter_column(name) for name in names}
-    table = tables.trials(view)[["number", "status", *columns.values(), "val_loss"]]
-    scored = table[table["val_loss"].notna()]
-    count = f"n = {len(scored)} of {several(len(table), 'trial')} (those with a loss)"
+    table = tables.trials(view)[["number", "status", *columns.values(), goal.name]]
+    scored = table[table[goal.name].notna()]
+    count = f"n = {len(scored)} of {several(len(table), 'trial')} (those with a {goal.noun})"
     drawn = figure("Slices of the space", f"{count}, one mark a trial; one seed")
     if not names or scored.empty:
-        return nothing(drawn, "No trial has a loss yet." if names else "Every hyperparameter is fixed: nothing was searched."), table
+        return nothing(
+            drawn, f"No trial has a {goal.noun} yet." if names else "Every hyperparameter is fixed: nothing was searched."
+        ), table
     best = tables.best_trial(view)
     for i, name in enumerate(names):
         panel = "" if i == 0 else str(i + 1)
-        y_axis = value_axis(scored["val_loss"], LOSS_AXIS if i % 3 == 0 else "") | {"anchor": f"x{panel}"}
+        y_axis = score_axis(scored, goal) | {"anchor": f"x{panel}"}
+        if i % 3:
+            y_axis["title"] = {"text": ""}
         drawn.update_layout({f"xaxis{panel}": slice_axis(view, name) | {"anchor": f"y{panel}"}, f"yaxis{panel}": y_axis})
         for status in DRAWN_FATES:
-            add_slice(drawn, scored[scored["status"] == status], columns[name], status, panel)
-        mark_default(drawn, view, name, panel)
-        mark_best(drawn, best, slice_value(view, name, best.params.get(name)) if best else None, panel, legend=i == 0)
+            add_slice(drawn, scored[scored["status"] == status], columns[name], status, goal, panel)
+        mark_default(drawn, view, name, goal, panel)
+        mark_best(drawn, best, goal, slice_value(view, name, best.params.get(name)) if best else None, panel, legend=i == 0)
         if best and tables.edge(view, name, best.params.get(name)):
             here = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
             drawn.add_annotation(text=EDGE_TEXT, showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)
     panels(drawn, len(names), columns=3)
     narrow = dict(drawn.layout.meta["narrow"])
-    narrow |= {f"yaxis{'' if i == 0 else i + 1}.title.text": LOSS_AXIS for i in range(len(names))}
+    narrow |= {f"yaxis{'' if i == 0 else i + 1}.title.text": goal.axis for i in range(len(names))}
     noted = 44 if drawn.layout.annotations else 8  # pixels: the legend stands above the notes on edges
     narrow["legend.y"] = 1 + noted / narrow["height"]
     return drawn.update_layout(legend={"y": 1 + noted / drawn.layout.height}, meta={"narrow": narrow}), table
 
 
-def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status, panel: str) -> None:
+def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status, goal: Objective, panel: str) -> None:
     """The trials of one fate in one panel; the legend names a fate once."""
     if rows.empty:
         return
@@ -72,7 +76,7 @@ def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status,
     category = drawn.layout[f"xaxis{panel}"].type == "category"
     drawn.add_scatter(
         x=[escape(v, 24) if category else tables.finite(v) for v in rows[column]],
-        y=rows["val_loss"].tolist(),
+        y=[goal.drawn(v) for v in rows[goal.name]],
         customdata=rows["number"].tolist(),
         xaxis=f"x{panel}",
         yaxis=f"y{panel}",
@@ -81,17 +85,17 @@ def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status,
         legendgroup=str(status),
         showlegend=not known,
         marker=marker(status, size=7, opacity=0.75),
-        hovertemplate="trial %{customdata}<br>%{x}: %{y:.4g} nats<extra></extra>",
+        hovertemplate=f"trial %{{customdata}}<br>%{{x}}: %{{y:.4g}} {goal.unit}<extra></extra>",
     )
 
 
-def mark_default(drawn: go.Figure, view: StudyView, name: str, panel: str) -> None:
+def mark_default(drawn: go.Figure, view: StudyView, name: str, goal: Objective, panel: str) -> None:
     """A diamond on the default recipe."""
     record = tables.default_trial(view)
-    if record and tables.loss_of(record) is not None:
+    if record and tables.final_score(record) is not None:
         drawn.add_scatter(
             x=[slice_value(view, name, record.params.get(name))],
-            y=[record.val_loss],
+            y=[goal.drawn(record.score)],
             xaxis=f"x{panel}",
             yaxis=f"y{panel}",
             mode="markers",
@@ -99,7 +103,7 @@ def mark_default(drawn: go.Figure, view: StudyView, name: str, panel: str) -> No
             legendgroup="default",
             showlegend=not panel,
             marker={"symbol": "diamond", "size": 11, "color": DEFAULT, "line": {"width": 1}},
-            hovertemplate="default recipe<br>%{x}: %{y:.4g} nats<extra></extra>",
+            hovertemplate=f"default recipe<br>%{{x}}: %{{y:.4g}} {goal.unit}<extra></extra>",
         )
 
 

@@ -16,6 +16,10 @@ from hpsearch.types import Status, TrialRecord
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import pandas as pd
+
+    from hpsearch.report.objective import Objective
+
 # Told apart with any colour vision (after Okabe and Ito, 2008), at 3:1 or more against the paper; marks differ in shape too.
 COLOURS: Mapping[Status, str] = {
     Status.COMPLETE: "#1b76bd",
@@ -49,7 +53,6 @@ UNITS = {
     "frozen_layers": "blocks",
     "weight_decay": "per step, × learning rate",
 }
-LOSS_AXIS = "validation loss (nats)"
 DRAWN_FATES = (Status.PRUNED, Status.COMPLETE, Status.FAILED)  # later ones lie above
 
 
@@ -156,12 +159,12 @@ def marker(status: Status, size: int = 8, opacity: float = 0.9) -> dict[str, Any
     return {"color": COLOURS[status], "symbol": SYMBOLS[status], "size": size, "opacity": opacity, "line": {"width": 0.7}}
 
 
-def mark_best(drawn: go.Figure, best: TrialRecord | None, x: object, panel: str = "", legend: bool = True) -> None:
+def mark_best(drawn: go.Figure, best: TrialRecord | None, goal: Objective, x: object, panel: str = "", legend: bool = True) -> None:
     """A star on the best trial."""
     if best is not None:
         drawn.add_scatter(
             x=[x],
-            y=[best.val_loss],
+            y=[goal.drawn(best.score)],
             xaxis=f"x{panel}",
             yaxis=f"y{panel}",
             mode="markers",
@@ -169,7 +172,7 @@ def mark_best(drawn: go.Figure, best: TrialRecord | None, x: object, panel: str 
             showlegend=legend,
             legendgroup="best",
             marker={"symbol": "star", "size": 16, "color": BEST, "line": {"width": 1}},
-            hovertemplate=f"best: trial {best.number}<br>%{{y:.4g}} nats<extra></extra>",
+            hovertemplate=f"best: trial {best.number}<br>%{{y:.4g}} {goal.unit}<extra></extra>",
         )
 
 
@@ -191,13 +194,18 @@ def whole_step(span: int, ticks: int = 8) -> int:
 
 
 def value_axis(values: Iterable[object], title: str) -> dict[str, Any]:
-    """An axis of measurements: logarithmic when they span more than a decade."""
+    """An axis of losses: logarithmic when they span more than a decade."""
     axis: dict[str, Any] = {"title": {"text": title}}
     known = [x for x in map(finite, values) if x is not None]
     decades = math.log10(max(known)) - math.log10(min(known)) if known and min(known) > 0 else 0.0
     if decades > 1:
         return axis | log_axis(decades)
     return axis | {"rangemode": "nonnegative"}
+
+
+def score_axis(table: pd.DataFrame, goal: Objective) -> dict[str, Any]:
+    """The axis of the objective: a share of 100 % is never drawn logarithmically."""
+    return value_axis(table[goal.name], goal.axis) if goal.is_loss else {"title": {"text": goal.axis}, "rangemode": "nonnegative"}
 
 
 def log_axis(decades: float, dense: float = 2.5) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from hpsearch.types import Status, TrialRecord, best_record
+from hpsearch.report.objective import objective
+from hpsearch.types import DataReport, Status, TrialRecord, best_record
 
 METRICS = ("accuracy", "precision", "recall", "f1")
+FURTHER = ("balanced_accuracy", "top5")  # columns where a trial has them
 FIXED_COLUMNS = ("number", "status", "origin", "val_loss", "best_epoch", "epochs_trained", "seconds", *METRICS, "error")
 EDGE = 0.02  # share of a range's length that counts as its edge
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
@@ -30,15 +32,16 @@ class StudyView:
     policy: str  # how pruned trials are told to this sampler
     notes: tuple[str, ...]  # commands worth copying
     generated: str  # UTC
+    data: DataReport | None = None  # what checking the data found
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The numbers of a study's header. None where there is nothing to count or to compare."""
 
-    best: TrialRecord | None  # lowest validation loss among complete trials
+    best: TrialRecord | None  # of the best score among complete trials
     default: TrialRecord | None  # trial of the default recipe
-    loss_gain: float | None  # nats, default minus best
+    gain: float | None  # of the best over the default, in the objective's own unit: nats or percentage points; never negative
     accuracy_gain: float | None  # percentage points, best minus default
     counts: Mapping[Status, int]
     seconds: float  # of training, summed over trials
@@ -56,10 +59,13 @@ def trials(view: StudyView) -> pd.DataFrame:
         row: dict[str, Any] = {"number": r.number, "status": str(r.status), "origin": r.origin}
         row |= {parameter_column(name): r.params.get(name) for name in parameters(view)}
         row |= {"val_loss": finite(r.val_loss), "best_epoch": r.best_epoch, "epochs_trained": len(r.curve), "seconds": r.seconds}
-        row |= {name: finite(r.metrics.get(name)) for name in METRICS}
+        row |= {name: finite(r.metrics.get(name)) for name in (*METRICS, *FURTHER)}
         rows.append(row | {"error": r.error})
     middle = [parameter_column(name) for name in parameters(view)]
-    table = frame(rows, [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:]], ("val_loss", "seconds", *METRICS))
+    score = objective(view.spec).name
+    further = [name for name in FURTHER if name == score or any(row[name] is not None for row in rows)]
+    columns = [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:-1], *further, FIXED_COLUMNS[-1]]
+    table = frame(rows, columns, ("val_loss", "seconds", *METRICS, *further))
     return table.astype({"number": "int64", "epochs_trained": "int64", "best_epoch": "Int64"})
 
 
@@ -81,16 +87,17 @@ def curves(view: StudyView) -> pd.DataFrame:
 
 
 def history(view: StudyView) -> pd.DataFrame:
-    """One row a trial: its loss, the lowest loss of a complete trial so far, the loss of the default recipe."""
-    default = loss_of(default_trial(view))
-    rows, lowest = [], math.inf
+    """One row a trial: its score, the best score of a complete trial so far, the score of the default recipe."""
+    goal, default = objective(view.spec), final_score(default_trial(view))
+    rows: list[tuple[Any, ...]] = []
+    best: float | None = None
     for r in ordered(view):
-        loss = finite(r.val_loss)
-        if r.status is Status.COMPLETE and loss is not None:
-            lowest = min(lowest, loss)
-        rows.append((r.number, str(r.status), loss, finite(lowest), default, r.error))
-    columns = ["trial", "status", "val_loss", "best_so_far", "default_recipe", "error"]
-    return frame(rows, columns, ("val_loss", "best_so_far", "default_recipe")).astype({"trial": "int64"})
+        score = finite(r.score)
+        if r.status is Status.COMPLETE and score is not None and (best is None or goal.sign * score < goal.sign * best):
+            best = score
+        rows.append((r.number, str(r.status), score, best, default, r.error))
+    columns = ["trial", "status", goal.name, "best_so_far", "default_recipe", "error"]
+    return frame(rows, columns, columns[2:5]).astype({"trial": "int64"})
 
 
 def configuration(view: StudyView) -> pd.DataFrame:
@@ -130,13 +137,13 @@ def importance(view: StudyView) -> pd.DataFrame:
 def summary(view: StudyView) -> Summary:
     """The numbers of the page's header."""
     best, default = best_trial(view), default_trial(view)
-    losses = loss_of(best), loss_of(default)
+    scores = final_score(default), final_score(best)
     shares = [finite(r.metrics.get("accuracy")) if r else None for r in (best, default)]
-    comparable = None not in losses
+    comparable = None not in scores
     return Summary(
         best=best,
         default=default,
-        loss_gain=difference(losses[1], losses[0]),
+        gain=objective(view.spec).gain(*scores),
         accuracy_gain=difference(*(100 * s if s is not None and comparable else None for s in shares)),
         counts={status: sum(r.status is status for r in view.records) for status in Status},
         seconds=sum(finite(r.seconds) or 0.0 for r in view.records),
@@ -155,9 +162,9 @@ def default_trial(view: StudyView) -> TrialRecord | None:
     return next((r for r in view.records if r.origin == "default"), None)
 
 
-def loss_of(record: TrialRecord | None) -> float | None:
-    """Validation loss of a complete trial, if it has one."""
-    return finite(record.val_loss) if record and record.status is Status.COMPLETE else None
+def final_score(record: TrialRecord | None) -> float | None:
+    """Score of a complete trial, if it has one."""
+    return finite(record.score) if record and record.status is Status.COMPLETE else None
 
 
 def seconds_saved(view: StudyView, record: TrialRecord) -> float:
@@ -215,7 +222,7 @@ def searched(view: StudyView) -> list[str]:
 
 def parameter_column(name: str) -> str:
     """A hyperparameter's column in the trial table."""
-    return f"param.{name}" if name in FIXED_COLUMNS else name
+    return f"param.{name}" if name in (*FIXED_COLUMNS, *FURTHER) else name
 
 
 def edge(view: StudyView, name: str, value: object) -> Literal["low", "high"] | None:

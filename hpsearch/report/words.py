@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpsearch.report.objective import Objective, objective
 from hpsearch.report.tables import StudyView, Summary, finite, summary, wilson
 from hpsearch.types import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from hpsearch.types import TrialRecord
 
 NONE = "–"
 FATES: Mapping[Status, str] = {
@@ -43,6 +46,11 @@ def loss(value: object) -> str:
     """A loss in nats, three digits."""
     x = finite(value)
     return NONE if x is None else f"{x:.3g}" if abs(x) >= 10 or 0 < abs(x) < 0.01 else f"{x:.3f}"
+
+
+def score(goal: Objective, value: object, unit: bool = True) -> str:
+    """A score with its unit; nats can be left out."""
+    return percent(value) if not goal.is_loss else f"{loss(value)} nats" if unit else loss(value)
 
 
 def percent(share: object) -> str:
@@ -89,33 +97,33 @@ def on_images(numbers: Summary) -> str:
 
 def verdict(view: StudyView) -> str:
     """What the study found, how sure that is, and what is missing; in one or two sentences."""
-    s = summary(view)
+    s, goal = summary(view), objective(view.spec)
     if not view.records:
         return "No trial has run yet."
     if s.best is None:
         return f"No trial was completed ({counts(s)}), so there is no best configuration." + first_error(view)
-    result = f"val loss {loss(s.best.val_loss)} nats" + accuracy(s.best.metrics, ", accuracy ")
+    result = f"{'val loss' if goal.is_loss else goal.label} {score(goal, s.best.score)}" + accuracy(goal, s.best.metrics, ", accuracy ")
     caution = f"{on_images(s)}, one seed: not yet confirmed on fresh seeds."
     if s.best is s.default:
         return f"The default recipe (trial {s.best.number}) is still the best: {result}{on_images(s)}. {no_gain(view)}"
     head = f"Trial {s.best.number} is best: {result}"
     if s.default is None:
         return f"{head}{caution} The default recipe is not among the trials, so what the search gained is unknown."
-    if s.loss_gain is None:
-        fate = f"The default recipe (trial {s.default.number}) has no loss to compare with ({FATES[s.default.status]})"
+    if s.gain is None:
+        fate = f"The default recipe (trial {s.default.number}) has no {goal.noun} to compare with ({FATES[s.default.status]})"
         return f"{head}{caution} {fate}, so what the search gained is unknown."
-    usual = f"the default recipe (trial {s.default.number}) had {loss(s.default.val_loss)}" + accuracy(s.default.metrics, " / ")
-    return f"{head}; {usual}: {gain(s)}{caution}"
+    usual = f"the default recipe (trial {s.default.number}) had {score(goal, s.default.score, unit=False)}"
+    return f"{head}; {usual}{accuracy(goal, s.default.metrics, ' / ')}: {gain(goal, s)}{caution}"
 
 
-def gain(s: Summary) -> str:
-    """What the best trial gained over the default recipe; s.loss_gain is known."""
-    nats = f"a gain of {loss(s.loss_gain)} nats"
-    if s.accuracy_gain is None:
-        return nats
+def gain(goal: Objective, s: Summary) -> str:
+    """What the best trial gained over the default recipe; s.gain is known."""
+    own = f"a gain of {loss(s.gain)} nats" if goal.is_loss else f"a gain of {points(s.gain or 0.0)}"
+    if s.accuracy_gain is None or (s.accuracy_gain >= 0 and not goal.is_loss):
+        return own
     if s.accuracy_gain > 0:
         return f"a gain of {points(s.accuracy_gain)}"
-    return f"{nats} with {'no change in' if s.accuracy_gain == 0 else points(-s.accuracy_gain) + ' less'} accuracy"
+    return f"{own} with {'no change in' if s.accuracy_gain == 0 else points(-s.accuracy_gain) + ' less'} accuracy"
 
 
 def no_gain(view: StudyView) -> str:
@@ -124,9 +132,10 @@ def no_gain(view: StudyView) -> str:
     return f"None of the {tried} other trials beat it." if tried > 1 else "No other trial beat it." if tried else "No other trial has run."
 
 
-def accuracy(metrics: Mapping[str, float], before: str) -> str:
-    """The accuracy after `before`, or nothing when it was not measured."""
-    return before + percent(metrics["accuracy"]) if finite(metrics.get("accuracy")) is not None else ""
+def accuracy(goal: Objective, metrics: Mapping[str, float], before: str) -> str:
+    """The accuracy after `before`, or nothing when it was not measured or is the score itself."""
+    known = goal.name != "accuracy" and finite(metrics.get("accuracy")) is not None
+    return before + percent(metrics["accuracy"]) if known else ""
 
 
 def first_error(view: StudyView) -> str:
@@ -143,14 +152,14 @@ def shorten(text: str, length: int = 160) -> str:
 
 def cards(view: StudyView) -> list[Card]:
     """The header's key numbers."""
-    s = summary(view)
+    s, goal = summary(view), objective(view.spec)
     planned = view.spec.get("trials")
     ended = len(view.records) - s.counts[Status.RUNNING] - s.counts[Status.WAITING]
     shown = [Card("Trials", f"{ended} of {planned}" if isinstance(planned, int) and planned > ended else str(ended), counts(s))]
     if s.best:
         where = f"trial {s.best.number}" + (f", epoch {s.best.best_epoch} of {len(s.best.curve)}" if s.best.best_epoch else "")
-        shown.insert(0, Card("Best validation loss", f"{loss(s.best.val_loss)} nats", where))
-        shown[1:1] = accuracy_cards(s)
+        shown.insert(0, Card(f"Best {goal.label}", score(goal, s.best.score), where))
+        shown[1:1] = [*accuracy_card(goal, s, s.best), *gain_card(goal, s, s.best)]
     shown.append(Card("Training time", duration(s.seconds), "sum over trials"))
     pruned = s.counts[Status.PRUNED]
     estimate = "estimate: epochs not run × mean epoch of each pruned trial"
@@ -164,15 +173,22 @@ def interval(share: float, images: int) -> str:
     return f"95 % interval {100 * low:.1f} to {100 * high:.1f} % ({images} images)"
 
 
-def accuracy_cards(s: Summary) -> list[Card]:
-    """Accuracy with its interval, and the gain with the noise of so few images."""
-    shown = []
-    best = finite(s.best.metrics.get("accuracy")) if s.best else None
-    if best is not None and 0 <= best <= 1:
-        note = interval(best, s.val_images) if s.val_images else ""
-        shown.append(Card("Accuracy of the best", percent(best), note))
-    if s.default and s.best is not s.default and s.loss_gain is not None:
-        value = f"{s.accuracy_gain:+.1f} points" if s.accuracy_gain is not None else f"{s.loss_gain:.3f} nats"
-        losses = f"loss {loss(s.default.val_loss)} → {loss(s.best.val_loss if s.best else None)} nats"
-        shown.append(Card("Gain over the default recipe", value, f"{losses}; one seed"))
-    return shown
+def accuracy_card(goal: Objective, s: Summary, best: TrialRecord) -> list[Card]:
+    """Accuracy with its interval; where accuracy is the score, the interval alone."""
+    share = finite(best.metrics.get("accuracy"))
+    if share is None or not 0 <= share <= 1:
+        return []
+    note = interval(share, s.val_images) if s.val_images else ""
+    if goal.name == "accuracy":
+        return [Card("Validation loss of the best", f"{loss(best.val_loss)} nats", f"accuracy: {note}" if note else "")]
+    return [Card("Accuracy of the best", percent(share), note)]
+
+
+def gain_card(goal: Objective, s: Summary, best: TrialRecord) -> list[Card]:
+    """The gain over the default recipe, with the scores that it comes from."""
+    if s.default is None or best is s.default or s.gain is None:
+        return []
+    before, after = score(goal, s.default.score, unit=False), score(goal, best.score)
+    gained = s.accuracy_gain if goal.is_loss else s.gain
+    value = f"{gained:+.1f} points" if gained is not None else f"{s.gain:.3f} nats"
+    return [Card("Gain over the default recipe", value, f"{'loss' if goal.is_loss else goal.label} {before} → {after}; one seed")]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import random
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
+from PIL import Image, ImageDraw
+
 from hpsearch.report.tables import StudyView
-from hpsearch.types import Status, TrialRecord
+from hpsearch.types import DataReport, Example, Finding, Status, TrialRecord
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><b>&amp; %{y} $x$"
 SPACE: dict[str, dict[str, Any]] = {
@@ -142,3 +148,110 @@ def lifelike_trial(number: int, rng: random.Random) -> TrialRecord:
     accuracies = tuple(max(0.1, 0.99 - 0.08 * loss - 0.12 * loss**2) for loss in losses)
     best = accuracies[losses.index(min(losses))]
     return record(number, status, tuple(losses), params=params, accuracy=best, accuracies=accuracies, seconds=0.11 * len(losses))
+
+
+# ---------------------------------------------------------------- another objective, data, classes
+
+PETS = ("abyssinian", "beagle", "bengal", "boxer", "persian", "pug", "ragdoll", "siamese")
+AWKWARD = ("<script>alert(1)</script>", "a name " * 40, "two\nlines", "\u05d7\u05ea\u05d5\u05dc", "\u202egnp.exe", "1", "1.0", HOSTILE)
+
+
+def with_scores(record: TrialRecord, objective: str, classes: int = len(PETS)) -> TrialRecord:
+    """The trial with all metrics, per-class results, and another objective."""
+
+    def more(values: Any) -> dict[str, float]:
+        share = values.get("accuracy")
+        extra = {} if share is None else {"balanced_accuracy": 0.96 * share, "top5": min(1.0, share + 0.05)}
+        return {**values, **extra}
+
+    rng = random.Random(record.number)
+    share = record.metrics.get("accuracy", 0.5)
+    columns = {name: [min(1.0, share * rng.uniform(0.7, 1.1)) for _ in range(classes)] for name in ("precision", "recall", "f1")}
+    per_class = {"images": [float(rng.randint(4, 60)) for _ in range(classes)], **columns} if record.metrics else {}
+    curve = tuple(more(row) | {"images_per_second": 900.0} for row in record.curve)
+    return replace(record, objective=objective, metrics=more(record.metrics), curve=curve, per_class=per_class)
+
+
+def scored(study: StudyView, objective: str, names: tuple[str, ...] = PETS, **changes: Any) -> StudyView:
+    """The study with another objective and classes of these names."""
+    records = tuple(with_scores(r, objective, len(names)) for r in study.records)
+    spec, facts = {**study.spec, "objective": objective}, {**study.facts, "classes": list(names)}
+    return replace(study, spec=spec, facts=facts, records=records, **changes)
+
+
+@cache
+def thumbnail(seed: int, kind: str = "png", size: tuple[int, int] = (96, 96)) -> str:
+    """A small picture as a data URI."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", size, tuple(rng.randint(60, 220) for _ in range(3)))  # type: ignore[arg-type]
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y, r = rng.randint(0, size[0]), rng.randint(0, size[1]), rng.randint(6, 30)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(rng.randint(0, 255) for _ in range(3)))
+    file = io.BytesIO()
+    image.save(file, format=kind.upper())
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def data_report(classes: tuple[str, ...] = PETS, seed: int = 0, **changes: Any) -> DataReport:
+    """What a check of a folder of pets could have found."""
+    rng = random.Random(seed)
+    sizes = [rng.randint(20, 400) for _ in classes]
+    pairs = tuple(
+        Example(
+            (f"{classes[0]}/img_{i:04}.jpg", f"{classes[-1]}/copies/IMG_{i + 400}.jpg"),
+            f"distance {i % 4} of 64 bits",
+            (thumbnail(i), thumbnail(i)),
+        )
+        for i in range(15)
+    )
+    odd = tuple(
+        Example(
+            (f"{classes[i % len(classes)]}/img_{i:04}.jpg",),
+            "its 10 nearest neighbours are of another class",
+            (thumbnail(50 + i, "jpeg", (120, 64)),),
+        )
+        for i in range(3)
+    )
+    values: dict[str, Any] = {
+        "data": "/data/pets",
+        "classes": classes,
+        "counts": {
+            "train": tuple(round(0.7 * n) for n in sizes),
+            "val": tuple(round(0.15 * n) for n in sizes),
+            "test": tuple(round(0.15 * n) for n in sizes),
+        },
+        "left_out": 2,
+        "findings": (
+            Finding("labels", "note", "3 images look mislabelled: look at them.", 3, odd),
+            Finding("near-duplicates", "warning", "23 images of the validation split have a near-duplicate in training.", 23, pairs),
+            Finding(
+                "unreadable", "error", "2 files cannot be read: delete or repair them.", 2, (Example(("pug/broken.jpg",), "truncated"),)
+            ),
+            Finding("imbalance", "warning", "The largest class has 20 times the images of the smallest."),
+        ),
+        "facts": {
+            "smallest difference that the validation images can show (points)": 3.4,
+            "median image side (pixels)": 375,
+            "digest": "ab12",
+        },
+    }
+    return DataReport(**(values | changes))
+
+
+def hostile_data() -> DataReport:
+    """Names and texts that nobody should have."""
+    uris = (
+        "javascript:alert(1)",
+        "https://example.org/x.png",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        'data:image/png;base64,AAAA" onerror="alert(1)',
+        "data:text/html;base64,AAAA",
+    )
+    examples = tuple(Example((HOSTILE, name), HOSTILE, (uri, uri)) for name, uri in zip(AWKWARD, (*uris, *[thumbnail(1)] * 3), strict=True))
+    findings = tuple(Finding(HOSTILE, level, HOSTILE, 99, examples) for level in ("note", "warning", "error"))
+    return data_report(AWKWARD, data=HOSTILE, findings=findings, facts={HOSTILE: HOSTILE})
+
+
+FULL = scored(lifelike(50), "balanced_accuracy", data=data_report())
+"""A study with everything that a page can show."""

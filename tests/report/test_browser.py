@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import HOSTILE, SPACE, SPEC, failed, lifelike, record, view
+from report_samples import FULL, HOSTILE, SPACE, SPEC, data_report, failed, hostile_data, lifelike, record, view
 
 from hpsearch.report.figures import FIGURES
-from hpsearch.report.page import write_page
+from hpsearch.report.page import write_data_page, write_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 SHOTS = Path(__file__).parents[1] / "screenshots"
@@ -42,15 +42,18 @@ frame.addEventListener("load", () => setTimeout(() => {{
     }};
   }}
   seen.wide = page.documentElement.scrollWidth;
-  seen.images = page.querySelectorAll("main img, header img").length;
+  const images = [...page.querySelectorAll("main img, header img")];
+  seen.images = images.length;
+  seen.broken = images.filter((image) => !image.naturalWidth).length;
+  seen.labels = [...page.querySelectorAll("#plot-class_counts .ytick text")].map((t) => t.textContent);
   const head = [...page.querySelectorAll("th button")].find((b) => b.textContent.startsWith("val loss"));
   if (head) {{
-    const column = head.parentElement.cellIndex, rows = page.querySelector("table.sortable").tBodies[0].rows;
+    const column = head.parentElement.cellIndex, table = head.closest("table"), rows = table.tBodies[0].rows;
     head.click();
     seen.rising = [...rows].map((row) => row.cells[column].dataset.v);
     head.click();
     seen.falling = [...rows].map((row) => row.cells[column].dataset.v);
-    page.querySelector("th button").click();
+    table.querySelector("th button").click();
   }}
   document.getElementById("seen").textContent = JSON.stringify(seen);
 }}, 1500));
@@ -102,7 +105,7 @@ def look(tmp_path: Path, page: Path, width: int, height: int, dark: bool = False
 
 def check_plots(seen: dict[str, Any], width: int) -> None:
     """Each plot holds marks and fits; the page does not scroll sideways; trial numbers and epochs are whole."""
-    assert set(seen["plots"]) == {f"plot-{name}" for name in FIGURES}
+    assert set(seen["plots"]) - {"plot-class_counts"} == {f"plot-{name}" for name in FIGURES if name != "class_counts"}
     for name, plot in seen["plots"].items():
         assert plot["marks"] > 0, name
         assert plot["drawn"] == pytest.approx(plot["width"], abs=1), name
@@ -169,3 +172,30 @@ def test_hostile_names_do_nothing(tmp_path: Path) -> None:
     check_plots(seen, 1280)
     assert seen["images"] == 0
     assert seen["plots"]["plot-slices"]["notes"] == 3  # edges
+
+
+@pytest.mark.parametrize(("width", "height", "mode"), [(1280, 8600, "light"), (390, 12600, "dark")])
+def test_a_study_of_another_objective_with_its_data(width: int, height: int, mode: str, tmp_path: Path) -> None:
+    page = write_page(FULL, tmp_path / "report.html")
+    seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"full-{width}-{mode}")
+    check_plots(seen, width)
+    check_sorted(seen)
+    assert "plot-class_counts" in seen["plots"]
+    assert (seen["images"], seen["broken"]) == (2 * 12 + 3, 0)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_hundred_classes(width: int, tmp_path: Path) -> None:
+    report = data_report(tuple(f"class number {i}" for i in range(100)))
+    seen = look(tmp_path, write_data_page(report, tmp_path / "check.html"), width, 5300, shot=f"data-{width}")
+    assert seen["wide"] <= width
+    assert seen["broken"] == 0
+    assert len(seen["labels"]) == 100
+    assert seen["plots"]["plot-class_counts"]["marks"] > 0
+
+
+def test_hostile_data_does_nothing(tmp_path: Path) -> None:
+    seen = look(tmp_path, write_data_page(hostile_data(), tmp_path / "check.html"), 390, 6000, shot="data-hostile", dark=True)
+    assert seen["wide"] <= 390
+    assert (seen["images"], seen["broken"]) == (3 * 3 * 2, 0)  # three examples with a real thumbnail, in three findings
+    assert "<script>alert…" in seen["labels"]

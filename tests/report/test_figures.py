@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from report_samples import HOSTILE, SPACE, SPEC, failed, lifelike, record, view
+from report_samples import HOSTILE, SPACE, SPEC, data_report, failed, hostile_data, lifelike, record, scored, view
 
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.style import COLOURS, IN_THE_DARK, INKS, whole_step
@@ -24,11 +24,11 @@ def named(figure: go.Figure, start: str) -> list[go.Scatter]:
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("n", [1, 2, 50, 1000])
 def test_every_figure_has_marks_titles_with_n_and_the_table_behind_it(name: str, n: int) -> None:
-    figure, table = FIGURES[name](lifelike(n))
+    figure, table = FIGURES[name](replace(lifelike(n), data=data_report()))
     assert marks(figure) > 0
     assert len(table) > 0
     assert "n = " in figure.layout.title.subtitle.text
-    if name != "importance":
+    if name not in ("importance", "class_counts"):
         assert "(nats)" in figure.layout.yaxis.title.text
     assert len(figure.data) < 40  # traces, not one a trial
 
@@ -115,12 +115,75 @@ def test_importance_is_sorted_in_percent_and_names_its_method() -> None:
 def test_untrusted_text_never_reaches_plotly_as_markup() -> None:
     space = SPACE | {HOSTILE: {"choices": [HOSTILE, "b"], "default": "b"}}
     study = view(record(0), failed(1, HOSTILE), record(2, params={HOSTILE: HOSTILE}), spec=SPEC | {"space": space}, name=HOSTILE)
-    study = replace(study, importance=((HOSTILE, 1.0),), importance_method=HOSTILE)
+    study = replace(study, importance=((HOSTILE, 1.0),), importance_method=HOSTILE, data=hostile_data())
     for name, make in FIGURES.items():
         text = make(study)[0].to_json()
         assert "<img" not in text, name
         assert "\\u003cimg" not in text, name
         assert "<b>" not in text, name
+
+
+def test_history_of_an_accuracy_rises_in_percent() -> None:
+    trials = record(0, accuracy=0.6), record(1, accuracy=0.8), record(2, Status.PRUNED, accuracy=0.9), record(3, accuracy=0.7), failed(4)
+    figure, table = FIGURES["history"](scored(view(*trials), "accuracy"))
+    assert figure.layout.yaxis.title.text == "accuracy (%)"
+    assert figure.layout.yaxis.type is None
+    assert list(named(figure, "best so far")[0].y) == pytest.approx([60, 80, 80, 80, 80])
+    assert list(named(figure, "default recipe")[0].y) == pytest.approx([60, 60])
+    assert list(named(figure, "best: trial 1")[0].y) == pytest.approx([80])
+    assert "no score" in named(figure, "failed (1, at the top)")[0].hovertemplate
+    assert table["accuracy"].tolist()[:4] == [0.6, 0.8, 0.9, 0.7]
+
+
+@pytest.mark.parametrize("name", ["history", "slices"])
+def test_a_trial_without_the_metric_is_drawn_as_one_without_a_loss(name: str) -> None:
+    study = scored(view(record(0), record(1, metrics={}), record(2, metrics={"accuracy": float("nan")})), "accuracy")
+    figure, _ = FIGURES[name](study)
+    assert list(named(figure, "complete (1)")[0].y) == pytest.approx([90])
+
+
+def test_slices_and_their_phone_layout_follow_the_objective() -> None:
+    figure, _ = FIGURES["slices"](scored(lifelike(20), "f1"))
+    assert (figure.layout.yaxis.title.text, figure.layout.yaxis2.title.text) == ("F1 (%)", "")
+    assert figure.layout.meta["narrow"]["yaxis2.title.text"] == "F1 (%)"
+    assert "with a score" in figure.layout.title.subtitle.text
+    assert all("nats" not in trace.hovertemplate for trace in figure.data)
+
+
+@pytest.mark.parametrize(
+    ("objective", "lines"),
+    [
+        ("val_loss", ["accuracy", "F1"]),
+        ("accuracy", ["accuracy", "F1"]),
+        ("f1", ["F1", "accuracy"]),
+        ("top5", ["top-5 accuracy", "accuracy", "F1"]),
+    ],
+)
+def test_the_best_trial_shows_its_objective_first(objective: str, lines: list[str]) -> None:
+    figure, _ = FIGURES["best_trial"](scored(lifelike(20), objective))
+    shares = [trace for trace in figure.data if trace.xaxis == "x2"]
+    assert [trace.name for trace in shares] == lines
+    assert [trace.line.dash for trace in shares].count("solid") == 1
+    assert shares[0].line.dash == "solid"
+
+
+def test_learning_curves_stay_on_validation_loss() -> None:
+    assert FIGURES["curves"](scored(lifelike(20), "accuracy"))[0].layout.yaxis.title.text == "validation loss (nats)"
+
+
+@pytest.mark.parametrize("n", [2, 12, 40, 100, 300])
+def test_classes_are_bars_with_their_own_labels_largest_at_the_top(n: int) -> None:
+    report = data_report(tuple(f"{'very ' * 20}long {i}" for i in range(n)))
+    figure, table = FIGURES["class_counts"](view(data=report))
+    bars = min(n, 100)
+    assert [trace.name for trace in figure.data] == ["train", "val", "test"]
+    assert all(len(trace.y) == bars for trace in figure.data)
+    assert len(figure.layout.yaxis.ticktext) == len(figure.layout.yaxis.tickvals) == bars
+    assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]  # the first row is the upper one
+    assert table["all"].is_monotonic_decreasing
+    assert len(table) == n
+    assert figure.layout.height >= 14 * bars
+    assert f"n = {sum(map(sum, report.counts.values()))} images in {n} classes" in figure.layout.title.subtitle.text
 
 
 def test_every_mark_has_a_shade_for_dark_paper_and_stands_out_on_its_paper() -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from report_samples import HOSTILE, SPACE, SPEC, failed, lifelike, record, view
+from report_samples import AWKWARD, FULL, HOSTILE, SPACE, SPEC, data_report, failed, hostile_data, lifelike, record, scored, view
 
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.report import page as room
-from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml
+from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml, trials
 from hpsearch.report.figures import FIGURES
-from hpsearch.report.page import load_page, render, write_page
+from hpsearch.report.findings import MOST_EXAMPLES, THUMBNAIL, findings
+from hpsearch.report.page import NAMES, load_page, render, write_data_page, write_page
 from hpsearch.report.tables import StudyView
-from hpsearch.types import Status, TrialRecord
+from hpsearch.types import OBJECTIVES, DataReport, Example, Finding, Status, TrialRecord
 from hpsearch.yamlfile import parse_yaml
 
 
@@ -52,17 +54,23 @@ def check(text: str, study: StudyView) -> Reader:
     """What holds of every page: nothing is fetched, nothing of the study is markup, every figure has its place."""
     page = Reader(text)
     for tag, attributes in page.elements:
-        assert tag not in ("img", "iframe", "link", "object", "embed", "base", "form"), tag
+        assert tag not in ("iframe", "link", "object", "embed", "base", "form"), tag
         assert not [name for name in attributes if name.startswith("on")]
-        assert "src" not in attributes
+        assert ("src" in attributes) == (tag == "img")
+        assert re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", attributes.get("src") or "data:image/png;base64,AA")
         assert (attributes.get("href") or "data:text/csv").startswith("data:text/csv")
     outside = re.sub(r"<script nonce=.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:|url\(|@import""", outside)
-    assert {a["id"] for _, a in page.elements if (a.get("id") or "").startswith("plot-")} == {f"plot-{name}" for name in FIGURES}
+    assert {a["id"] for _, a in page.elements if (a.get("id") or "").startswith("plot-")} == {f"plot-{name}" for name in drawn(study)}
     assert text.count("* plotly.js v") == 1
     assert [tag for tag, _ in page.elements].count("script") == 6
-    del study
+    assert study.data or "img" not in [tag for tag, _ in page.elements]
     return page
+
+
+def drawn(study: StudyView) -> set[str]:
+    """The figures that a page of the study has."""
+    return {name for name in FIGURES if study.data or name != "class_counts"}
 
 
 @pytest.fixture
@@ -82,6 +90,10 @@ STUDIES = {
     "no losses": view(record(0, losses=(float("nan"),)), record(1, losses=(float("inf"), float("nan")))),
     "bare": StudyView("bare", {}, {}, (record(0),), (), "", "", (), ""),
     "a thousand": lifelike(1000),
+    "everything": FULL,
+    "accuracy, nothing scored": scored(view(failed(0), record(1, Status.PRUNED)), "accuracy"),
+    "hostile data": replace(FULL, data=hostile_data()),
+    "data only": view(importance=(), data=data_report()),
 }
 
 
@@ -123,9 +135,9 @@ def test_scripts_are_allowed_by_nonce_only() -> None:
 
 
 def test_the_data_behind_each_figure_can_be_saved_as_csv(quick: None) -> None:
-    study = lifelike(20)
+    study = scored(lifelike(20), "val_loss", data=data_report())
     links = {a["download"]: a["href"] for tag, a in Reader(render(study, load_page("study"))).elements if tag == "a"}
-    assert {f"digits-tpe-{name}.csv" for name in (*FIGURES, *TABLES)} == set(links)
+    assert {f"digits-tpe-{name}.csv" for name in (*FIGURES, *TABLES, "classes", "data-facts")} == set(links)
     data = base64.b64decode((links["digits-tpe-history.csv"] or "").partition("base64,")[2])
     table = pd.read_csv(io.BytesIO(data))
     pd.testing.assert_frame_equal(table[["trial", "val_loss"]], FIGURES["history"](study)[1][["trial", "val_loss"]])
@@ -217,7 +229,144 @@ def test_a_page_of_ones_own_without_code(tmp_path: Path) -> None:
 
 def test_the_study_page_shows_everything() -> None:
     shown = [name for section in load_page("study")["sections"] for name in section["show"]]
-    assert sorted(shown) == sorted((*FIGURES, *TABLES, *WORDS))
+    assert sorted(shown) == sorted(NAMES)
+    assert set(NAMES) == {*FIGURES, *TABLES, *WORDS, "data"}
+
+
+# ---------------------------------------------------------------- another objective
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_page_speaks_of_its_objective(objective: str, quick: None) -> None:
+    study = scored(lifelike(20), objective)
+    page = check(render(study, load_page("study")), study)
+    text = " ".join(" ".join(page.words).split())
+    label = {"val_loss": "validation loss", "f1": "F1", "top5": "top-5 accuracy"}.get(objective, objective.replace("_", " "))
+    assert f"A trial's score is the {label} of the epoch" in text
+    assert f"Best {label}" in text
+    assert ("Best validation loss" in text) == (objective == "val_loss")
+    assert ("(those with a loss)" in text) == (objective == "val_loss")
+    assert "{objective}" not in text
+
+
+def test_the_score_is_the_first_measurement_of_the_trial_table() -> None:
+    def heads(study: StudyView) -> list[str]:
+        return [label for label, _ in trials(study).columns]
+
+    assert heads(lifelike(5))[:4] == ["trial", "fate", "val loss (nats)", "accuracy"]
+    assert not {"balanced accuracy", "top-5 accuracy"} & set(heads(lifelike(5)))
+    rich = heads(scored(lifelike(5), "balanced_accuracy"))
+    assert rich[:6] == ["trial", "fate", "balanced accuracy", "val loss (nats)", "accuracy", "top-5 accuracy"]
+    assert heads(scored(lifelike(5), "f1"))[2] == "F1"
+    assert heads(view(failed(0), spec=SPEC | {"objective": "top5"}))[2] == "top-5 accuracy"
+
+
+def test_the_recipe_keeps_what_decides_the_result() -> None:
+    spec = SPEC | {"objective": "f1", "preprocess": {"size": 96, "mean": None}, "data_root": None}
+    recipe = parse_yaml(recipe_yaml(view(record(0), spec=spec)), "the recipe")
+    assert (recipe["objective"], recipe["preprocess"]) == ("f1", {"size": 96})
+    assert "data_root" not in recipe
+    assert "preprocess" not in parse_yaml(recipe_yaml(view(record(0), spec=SPEC | {"preprocess": {"size": None}})), "the recipe")
+
+
+# ---------------------------------------------------------------- data, classes
+
+
+def test_without_a_data_report_there_is_no_heading_for_it(quick: None) -> None:
+    without, full = lifelike(10), replace(lifelike(10), data=data_report())
+    assert ">The data<" not in render(without, load_page("study"))
+    assert "Each class in the best trial" not in render(without, load_page("study"))
+    assert ">The data<" in render(full, load_page("study"))
+
+
+def test_a_section_that_shows_nothing_is_left_out_and_one_of_text_stays(quick: None) -> None:
+    page = {"title": "x", "sections": [{"heading": "Gone", "show": ["policy", "data"]}, {"heading": "Here", "text": "words"}]}
+    text = render(view(policy=""), page)
+    assert "Gone" not in text
+    assert "Here" in text
+
+
+def test_findings_stand_in_order_of_their_level_with_twelve_examples_at_most() -> None:
+    shown = findings(data_report())
+    assert [f.level for f in shown.found] == ["error", "warning", "warning", "note"]
+    assert shown.subtitle == "1 error, 2 warnings, 1 note"
+    assert len(shown.found[1].examples) == MOST_EXAMPLES
+    assert shown.found[1].left == "12 of 23 are shown."
+    assert len(shown.found[1].examples[0].pictures) == 2
+    assert shown.found[3].left == ""
+    assert findings(data_report(findings=())).subtitle == "no error, no warning, no note"
+
+
+@pytest.mark.parametrize(
+    ("uri", "accepted"),
+    [
+        ("data:image/png;base64,iVBORw0KGgo=", True),
+        ("data:image/jpeg;base64,/9j/4AAQ", True),
+        ("data:image/svg+xml;base64,AAAA", False),
+        ("data:image/png;base64,AAAA\n", False),
+        ('data:image/png;base64,AA" onerror="x', False),
+        (" data:image/png;base64,AAAA", False),
+        ("data:image/png,AAAA", False),
+        ("data:image/png;base64,", False),
+        ("https://example.org/a.png", False),
+    ],
+)
+def test_thumbnails_are_png_or_jpeg_and_nothing_else(uri: str, accepted: bool, quick: None) -> None:
+    assert bool(THUMBNAIL.fullmatch(uri)) == accepted
+    report = data_report(findings=(Finding("k", "note", "t", 1, (Example(("a.png",), "", (uri,)),)),))
+    study = view(data=report)
+    sources = [a["src"] for tag, a in check(render(study, load_page("study")), study).elements if tag == "img"]
+    assert sources == ([uri] if accepted else [])
+
+
+def test_more_than_thirty_classes_show_their_ends(quick: None) -> None:
+    names = tuple(f"class {i:03}" for i in range(100))
+    report = data_report(names, counts={"train": tuple(range(100)), "val": (0,) * 100})
+    text = render(view(data=report), load_page("data"))
+    assert "The 10 largest and the 10 smallest: 80 of 100 classes are not shown. The CSV holds all." in text
+    shown = [name for name in names if f">{name}</td>" in text]
+    assert shown == [*names[:10], *names[90:]]
+    assert "classes are not shown" not in render(view(data=data_report(names[:30])), load_page("data"))
+
+
+DATA = {
+    "pets": data_report(),
+    "no findings": data_report(findings=()),
+    "hostile": hostile_data(),
+    "two classes": data_report(("a", "b")),
+    "a hundred": data_report(tuple(map(str, range(100)))),
+    "five hundred": data_report(tuple(map(str, range(500)))),
+    "nothing at all": DataReport("", (), {}, 0, (), {}),
+    "empty classes": data_report(counts={"train": (0,) * 8}),
+    "splits of other names": data_report(counts={HOSTILE: (1,) * 8, "all": (2,) * 8, "val": (3,) * 7}),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_page_of_any_data_is_written(name: str, tmp_path: Path, quick: None) -> None:
+    path = write_data_page(DATA[name], tmp_path / "deep" / "check.html", "2026-11-21")
+    page = Reader(path.read_text(encoding="utf-8"))
+    assert {a["id"] for _, a in page.elements if (a.get("id") or "").startswith("plot-")} == {"plot-class_counts"}
+    assert "What the check found" in page.words
+    assert os.listdir(path.parent) == ["check.html"]
+
+
+def test_hostile_data_is_shown_as_text(quick: None) -> None:
+    study = replace(FULL, data=hostile_data(), facts={"classes": list(AWKWARD)})
+    page = check(render(study, load_page("study")), study)
+    assert sum("<img src=x onerror=alert(1)>" in word for word in page.words) >= 20
+    assert [tag for tag, _ in page.elements].count("script") == 6
+
+
+def test_the_data_page_says_whether_a_study_may_run(quick: None) -> None:
+    def verdict(report: DataReport) -> str:
+        return room.data_verdict(report)
+
+    note, warning, error = (Finding("k", level, "t") for level in ("note", "warning", "error"))
+    assert verdict(data_report(findings=())) == "A study can run on this data: the check found nothing wrong."
+    assert verdict(data_report(findings=(note, warning))) == "A study can run on this data; the check has 1 warning, 1 note for you."
+    assert verdict(data_report(findings=(error, error))) == "A study on this data is refused until 2 errors are mended."
+    assert verdict(data_report(findings=(error, note))) == "A study on this data is refused until 1 error is mended; beside that, 1 note."
 
 
 # ---------------------------------------------------------------- any study at all
@@ -247,6 +396,29 @@ records: st.SearchStrategy[TrialRecord] = st.builds(
     curve=st.lists(rows, max_size=4).map(tuple),
     checkpoint=st.none(),
     error=st.none() | texts,
+    objective=st.just("val_loss"),
+    per_class=st.dictionaries(st.sampled_from(["images", "precision", "recall", "f1"]), st.lists(st.floats(), max_size=3)),
+)
+reports: st.SearchStrategy[DataReport] = st.builds(
+    DataReport,
+    data=texts,
+    classes=st.lists(texts, max_size=5).map(tuple),
+    counts=st.dictionaries(texts | st.sampled_from(["train", "val"]), st.lists(st.integers(0, 10**6), max_size=5).map(tuple), max_size=3),
+    left_out=st.integers(0, 9),
+    findings=st.lists(
+        st.builds(
+            Finding,
+            kind=texts,
+            level=st.sampled_from(["error", "warning", "note"]),
+            text=texts,
+            count=st.integers(0, 99),
+            examples=st.lists(
+                st.builds(Example, st.lists(texts, max_size=3).map(tuple), texts, st.lists(texts, max_size=3).map(tuple)), max_size=2
+            ).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
+    facts=st.dictionaries(texts, values, max_size=2),
 )
 
 
@@ -257,8 +429,13 @@ records: st.SearchStrategy[TrialRecord] = st.builds(
     trials=st.lists(records, max_size=8, unique_by=lambda r: r.number),
     name=texts,
     importance=st.lists(st.tuples(texts, st.floats()), max_size=3),
+    objective=st.sampled_from(list(OBJECTIVES)),
+    data=st.none() | reports,
 )
-def test_any_records_make_a_page(quick: None, trials: list[TrialRecord], name: str, importance: list[Any]) -> None:
-    study = view(*trials, name=name, importance=tuple(importance))
+def test_any_records_make_a_page(
+    quick: None, trials: list[TrialRecord], name: str, importance: list[Any], objective: str, data: DataReport | None
+) -> None:
+    trials = [replace(r, objective=objective) for r in trials]
+    study = view(*trials, name=name, importance=tuple(importance), data=data, spec=SPEC | {"objective": objective})
     text = render(study, load_page("study")).encode("utf-8", "replace").decode()
     check(text, study)

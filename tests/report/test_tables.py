@@ -53,7 +53,7 @@ def test_summary_against_numbers_made_by_hand() -> None:
     assert numbers.best is not None
     assert numbers.default is not None
     assert (numbers.best.number, numbers.default.number) == (1, 0)
-    assert numbers.loss_gain == pytest.approx(0.2)
+    assert numbers.gain == pytest.approx(0.2)
     assert numbers.accuracy_gain == pytest.approx(5.0)
     assert numbers.counts == {Status.COMPLETE: 2, Status.PRUNED: 1, Status.FAILED: 0, Status.RUNNING: 0, Status.WAITING: 0}
     assert numbers.seconds == pytest.approx(0.3 + 0.2 + 3.0)
@@ -64,7 +64,7 @@ def test_summary_against_numbers_made_by_hand() -> None:
 def test_a_study_without_a_complete_trial_has_no_best_and_no_gain() -> None:
     for study in (view(), view(failed(0)), view(record(0, Status.PRUNED)), view(record(0, losses=(math.nan,)))):
         numbers = tables.summary(study)
-        assert (numbers.best, numbers.loss_gain, numbers.accuracy_gain) == (None, None, None)
+        assert (numbers.best, numbers.gain, numbers.accuracy_gain) == (None, None, None)
 
 
 def test_infinite_and_missing_losses_never_win() -> None:

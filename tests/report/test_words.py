@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from report_samples import failed, record, view
+from report_samples import SPEC, failed, record, scored, view
 
 from hpsearch.report import words
 from hpsearch.types import Status
@@ -69,3 +69,36 @@ def test_missing_numbers_are_a_dash() -> None:
 
 def test_long_texts_are_one_short_line() -> None:
     assert words.shorten("a\n" * 300, 20) == "a a a a a a a a a a…"
+
+
+def test_the_verdict_in_the_words_of_another_objective() -> None:
+    study = scored(view(record(0, losses=(0.55,), accuracy=0.5), record(37, losses=(0.61,), accuracy=0.75)), "balanced_accuracy")
+    assert words.verdict(study) == (
+        "Trial 37 is best: balanced accuracy 72.0 %, accuracy 75.0 %; the default recipe (trial 0) had 48.0 % / 50.0 %: "
+        "a gain of 24.0 points on 400 validation images, one seed: not yet confirmed on fresh seeds."
+    )
+
+
+def test_accuracy_as_the_objective_is_not_said_twice() -> None:
+    study = scored(view(record(0, accuracy=0.5), record(1, accuracy=0.75)), "accuracy")
+    assert "Trial 1 is best: accuracy 75.0 %; the default recipe (trial 0) had 50.0 %: a gain of 25.0 points on" in words.verdict(study)
+    shown = {card.label: card for card in words.cards(study)}
+    assert shown["Best accuracy"].value == "75.0 %"
+    assert shown["Validation loss of the best"].value == "0.500 nats"
+    assert "95 % interval" in shown["Validation loss of the best"].note
+    assert "Accuracy of the best" not in shown
+    assert (shown["Gain over the default recipe"].value, shown["Gain over the default recipe"].note) == (
+        "+25.0 points",
+        "accuracy 50.0 % → 75.0 %; one seed",
+    )
+
+
+def test_a_better_score_with_a_worse_accuracy_says_so() -> None:
+    metrics = ({"accuracy": 0.9, "recall": 0.5}, {"accuracy": 0.89, "recall": 0.6})
+    trials = (record(i, metrics=m, objective="recall") for i, m in enumerate(metrics))
+    study = view(*trials, spec=SPEC | {"objective": "recall"})
+    assert "a gain of 10.0 points with 1.0 point less accuracy" in words.verdict(study)
+
+
+def test_a_default_recipe_without_a_score_is_not_compared() -> None:
+    assert "has no score to compare with (failed)" in words.verdict(scored(view(failed(0), record(1)), "top5"))
