@@ -1,0 +1,355 @@
+"""Labelled images are found in folders, tables and functions, and what cannot be used is explained."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+
+import pytest
+from image_files import make_folder, write
+
+from hpsearch.errors import FixInput
+from hpsearch.finetune.sources import DATA_SETS, open_source
+
+
+def counts(source):
+    """(split, class) -> items."""
+    return dict(Counter((item.split, source.classes[item.label]) for item in source.items))
+
+
+def refused(data, *parts):
+    with pytest.raises(FixInput) as caught:
+        open_source(str(data))
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    return message
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_with_one_sub_folder_a_class(folder):
+    make_folder(folder / "pets", {"dog": 3, "cat": 2})
+    write(folder / "pets" / "dog" / "more" / "deep.JPEG", seed=9)
+    (folder / "pets" / "dog" / "notes.txt").write_text("notes")
+    (folder / "pets" / ".git" / "x").mkdir(parents=True)
+    write(folder / "pets" / ".git" / "x" / "1.png", seed=1)
+    write(folder / "pets" / "cat" / ".hidden.png", seed=1)
+    write(folder / "pets" / "stray.png", seed=1)
+    (folder / "pets" / "bird").mkdir()
+    source = open_source("pets")
+    assert source.classes == ("cat", "dog")
+    assert [item.name for item in source.items] == [
+        "cat/0.png",
+        "cat/1.png",
+        "dog/0.png",
+        "dog/1.png",
+        "dog/2.png",
+        "dog/more/deep.JPEG",
+    ]
+    assert [item.label for item in source.items] == [0, 0, 1, 1, 1, 1]
+    assert all(item.path.is_file() and item.split is None for item in source.items)
+    assert source.empty_classes == ("bird",)
+    assert source.read is None
+    assert "1 images outside any class folder were ignored: stray.png" in source.notes
+    assert "1 files that are no images were ignored: dog/notes.txt" in source.notes
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "VALID", "testing"), ("train", "validation"), ("train", "dev")])
+def test_a_folder_with_splits(folder, names):
+    for i, name in enumerate(names):
+        make_folder(folder / "pets" / name, {"dog": 3 - i, "cat": 2, **({"owl": 1} if i == 0 else {})})
+    make_folder(folder / "pets" / "extra", {"dog": 2})
+    source = open_source("pets")
+    splits = ("train", "val", "test")[: len(names)]
+    expected = {(s, c): n for i, s in enumerate(splits) for c, n in (("cat", 2), ("dog", 3 - i))}
+    assert counts(source) == {**expected, ("train", "owl"): 1}
+    assert any("extra" in note for note in source.notes)
+    assert source.items[0].name == f"{names[0]}/cat/0.png"
+
+
+def test_a_class_that_has_no_training_images_is_named(folder):
+    make_folder(folder / "train", {"dog": 2, "cat": 2})
+    make_folder(folder / "val", {"dog": 2, "owl": 1})
+    refused(folder, "no training images of 'owl'")
+
+
+def test_classes_named_by_numbers_are_in_the_order_of_the_numbers(folder):
+    make_folder(folder / "d", {str(n): 1 for n in (10, 9, 100, 0)})
+    assert open_source("d").classes == ("0", "9", "10", "100")
+
+
+def test_links_are_followed_and_loops_survived(folder):
+    make_folder(folder / "store", {"dog": 2})
+    make_folder(folder / "d", {"cat": 1})
+    (folder / "d" / "dog").symlink_to(folder / "store" / "dog")
+    (folder / "d" / "cat" / "again").symlink_to(folder / "d")
+    (folder / "d" / "cat" / "self").symlink_to("self")
+    (folder / "d" / "cat" / "gone.png").symlink_to("nowhere.png")
+    source = open_source("d")
+    names = [item.name for item in source.items]
+    assert {"cat/0.png", "cat/gone.png", "dog/0.png", "dog/1.png"} <= set(names)
+    assert len(names) < 10
+
+
+def test_any_file_name(folder):
+    names = ["with space.png", "new\nline.png", "grüße-猫.png", "'quote\".png"]
+    for i, name in enumerate(names):
+        write(folder / "d" / "a b" / name, seed=i)
+    os.makedirs(b"d/\xff")
+    shutil.copy(folder / "d" / "a b" / names[0], b"d/\xff/\xfe.png")
+    source = open_source("d")
+    assert {item.name for item in source.items} == {*(f"a b/{name}" for name in names), "\\xff/\\xfe.png"}
+    assert source.classes == ("\\xff", "a b")
+    assert all(item.path.exists() and item.name.encode() for item in source.items)
+
+
+def test_folders_that_will_not_do(folder):
+    (folder / "empty").mkdir()
+    refused("empty", "no images", "cat/1.jpg")
+    write(folder / "flat" / "1.png", seed=1)
+    refused("flat", "1 images and no class folders", "flat/cat/1.jpg")
+    make_folder(folder / "one", {"cat": 3})
+    refused("one", "one class with images ('cat')")
+    make_folder(folder / "nested" / "train", {"cat": 3, "dog": 2})
+    refused("nested", "did you mean the folder nested/train?")
+    write(folder / "half" / "train" / "1.png", seed=1)
+    make_folder(folder / "half" / "val", {"cat": 3, "dog": 2})
+    refused("half", "half/train has 1 images and no class folders")
+
+
+def test_a_folder_that_may_not_be_read(folder):
+    make_folder(folder / "d", {"cat": 1, "dog": 1})
+    (folder / "d" / "dog").chmod(0)
+    code = textwrap.dedent(f"""
+        import os
+        from hpsearch.finetune.sources import open_source
+        os.setgid(65534) if os.getuid() == 0 else None
+        os.setuid(65534) if os.getuid() == 0 else None
+        try:
+            open_source({str(folder / "d")!r})
+        except Exception as error:
+            print(type(error).__name__, error)
+    """)
+    for above in (folder, *folder.parents):
+        if above.is_relative_to("/tmp") and above != above.parent and str(above) != "/tmp":
+            above.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.path.dirname(__file__) + "/../.."
+    )
+    assert done.stdout.startswith("FixInput the folder")
+    assert "cannot be read (Permission denied)" in done.stdout
+
+
+# ---------------------------------------------------------------- what is no data at all
+
+
+def test_a_word_or_path_that_leads_nowhere_gets_a_hint(folder):
+    make_folder(folder / "photos", {"cat": 1, "dog": 1})
+    refused("photo/cat", "did you mean", "photos'?")
+    refused(folder / "photos" / "kat", f"did you mean '{folder}/photos/cat'?")
+    refused("CIFAR", "did you mean 'cifar10'?", "FGVCAircraft")
+    refused("zzz/yyy", f"no 'zzz' in {folder}", *DATA_SETS)
+    refused("", "there is no data ''")
+    refused("x" * 5000, "cannot be used as data")
+    refused("a\0b", "there is no data")
+
+
+def test_a_file_that_is_no_table(folder):
+    refused(write(folder / "1.png", seed=1), "is one image")
+    (folder / "a.zip").touch()
+    refused("a.zip", "unpack it")
+    (folder / "a.docx").touch()
+    refused("a.docx", "neither a folder nor a table")
+
+
+# ---------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("header", [("path", "label", "split"), ("Filename", "CLASS", "Subset"), ("image_path", "category", "set")])
+def test_a_text_table(folder, header, delimiter, encoding):
+    rows = [
+        header,
+        ("a/1.png", "dog", "train"),
+        ("a/2.png", "cat", "training"),
+        (str(folder / "b.png"), "dog", "Dev"),
+        ("ü, ö.png", "cat", "test"),
+    ]
+    lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
+    (folder / "in").mkdir()
+    (folder / "in" / "t.csv").write_text("\n\n".join(lines), encoding=encoding)
+    source = open_source("in/t.csv")
+    assert source.classes == ("cat", "dog")
+    assert [(i.name, source.classes[i.label], i.split) for i in source.items] == [
+        ("a/1.png", "dog", "train"),
+        ("a/2.png", "cat", "train"),
+        (str(folder / "b.png"), "dog", "val"),
+        ("ü, ö.png", "cat", "test"),
+    ]
+    assert [os.path.abspath(i.path) for i in source.items[1:3]] == [str(folder / "in" / "a" / "2.png"), str(folder / "b.png")]
+
+
+def test_a_parquet_table_says_the_same_as_the_text(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"id": [7, 8, 9], "File": ["1.png", "2.png", "3.png"], "target": [10, 9, 10]})
+    parquet.write_table(table, "t.parquet")
+    (folder / "t.csv").write_text("id,File,target\n7,1.png,10\n8,2.png,9\n9,3.png,10\n")
+    one, other = open_source("t.parquet"), open_source("t.csv")
+    assert one.items == other.items
+    assert one.classes == other.classes == ("9", "10")
+    parquet.write_table(pyarrow.table({"path": ["1.png", "2.png"], "label": ["a", None]}), "t.parquet")
+    refused("t.parquet", "row 2: the label is empty")
+    parquet.write_table(pyarrow.table({"path": ["1.png"], "lable": ["a"]}), "t.parquet")
+    refused("t.parquet", "no column 'label': found 'path'")
+    (folder / "t.parquet").write_bytes(b"PAR1 not really")
+    refused("t.parquet", "not a Parquet file")
+
+
+def test_tables_with_mistakes_name_the_line(folder):
+    def table(text, *parts):
+        (folder / "t.csv").write_text(text)
+        refused("t.csv", *parts)
+
+    table("path,label\n1.png,a\n2.png,\n", "line 3: the label is empty")
+    table("path,label\n,a\n", "line 2: the path is empty")
+    table("path,label\n1.png\n", "line 2: the label is empty")
+    table("path,label,split\n1.png,a,train\n2.png,b,trian\n", "line 3: 'trian' is no split", "train, training, val")
+    table("path,label,split\n1.png,a,\n", "line 2: '' is no split")
+    table("path,lable\n1.png,a\n", "no column 'label': found 'path', 'lable' ('lable': did you mean 'label'?)")
+    table("1.png,a\n2.png,b\n", "no column 'path': found '1.png', 'a'")
+    table("", "no column 'path': found none")
+    table("path,label\n", "has columns but no images")
+    table("path,label\n1.png,a\nx/../1.png,b\n", "the label 'a' in line 2 and 'b' in line 3")
+    table("path,label,split\n1.png,a,train\n1.png,a,val\n", "the split 'train' in line 2 and 'val' in line 3")
+    table("path,label\n1.png,a\n2.png,a\n", "1 classes")
+    table("path,label,split\n1.png,a,train\n2.png,b,val\n", "no training images of 'b'")
+    (folder / "t.csv").write_bytes("path,label\n1.png,Bär\n".encode("latin-1"))
+    refused("t.csv", "not UTF-8")
+    (folder / "t.csv").write_bytes(b"path,label\n\0,a\n")
+    refused("t.csv", "line 2: the path contains a null byte")
+    table('path,label\n1.png,"' + "x" * 200_000 + '"\n', "not a CSV table")
+
+
+def test_a_repeated_line_is_taken_once(folder):
+    (folder / "t.tsv").write_text("path\tlabel\n1.png\ta\n2.png\tb\n./1.png\ta\n")
+    source = open_source("t.tsv")
+    assert [item.name for item in source.items] == ["1.png", "2.png"]
+    assert source.notes == ("1 repeated lines were taken once",)
+
+
+# ---------------------------------------------------------------- functions
+
+
+@pytest.fixture
+def module(folder):
+    """Writes a module with this text into the working folder; gives its name."""
+    names = []
+
+    def write_module(text):
+        names.append(f"own_module_{len(names)}_{folder.name.replace('-', '_')}")
+        (folder / f"{names[-1]}.py").write_text("import numpy as np\n" + textwrap.dedent(text))
+        return names[-1]
+
+    path = [*sys.path]
+    yield write_module
+    sys.path[:] = path
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+PAIRS = """
+    class Pairs:
+        def __init__(self, labels, seed=0, **attributes):
+            self.kept, self.seed = labels, seed
+            vars(self).update(attributes)
+        def __len__(self):
+            return len(self.kept)
+        def __getitem__(self, i):
+            return np.full((5, 6, 3), 10 * self.seed + i, dtype=np.uint8), self.kept[i]
+"""
+
+
+def test_a_function_of_ones_own(module):
+    name = module(PAIRS + "    \n    def make():\n        return Pairs([2, 0, 2], classes=['x', 'y', 'z'], fingerprint='one')\n")
+    source = open_source(f"{name}:make")
+    assert source.classes == ("x", "z")
+    assert source.empty_classes == ("y",)
+    assert [(i.name, i.label, i.split, i.index) for i in source.items] == [("0", 1, None, 0), ("1", 0, None, 1), ("2", 1, None, 2)]
+    assert source.fingerprint == "one"
+    assert (source.read(source.items[2]) == 2).all()
+
+
+def test_a_function_with_splits(module):
+    name = module(
+        PAIRS + "    \n    def make():\n        return {'Validation': Pairs([1, 0], 1), 'train': Pairs([0, np.int64(1), 5], 2)}\n"
+    )
+    source = open_source(f"{name}:make")
+    assert source.classes == ("0", "1", "5")
+    assert [i.name for i in source.items] == ["train/0", "train/1", "train/2", "val/0", "val/1"]
+    assert [int(source.read(i)[0, 0, 0]) for i in source.items] == [20, 21, 22, 10, 11]
+    assert source.fingerprint is None
+
+
+def test_a_list_of_pairs_with_tensors_will_do(module):
+    name = module(
+        "def make():\n        import torch\n        return [(torch.ones(3, 4, 5), torch.tensor(1)), (torch.zeros(3, 4, 5), 0)]".replace(
+            "        ", "    "
+        )
+    )
+    source = open_source(f"{name}:make")
+    assert [i.label for i in source.items] == [1, 0]
+    assert (source.read(source.items[0]) == 255).all()
+    assert source.read(source.items[0]).shape == (4, 5, 3)
+
+
+def test_labels_that_a_data_set_keeps_are_used_only_if_they_are_what_it_yields(module):
+    name = module(PAIRS + "    \n    def make():\n        return Pairs([0, 1, 1], targets=[1, 0, 0])\n")
+    assert [i.label for i in open_source(f"{name}:make").items] == [0, 1, 1]
+
+
+def test_functions_that_will_not_do(module):
+    def fails(body, *parts, function="make"):
+        name = module(f"{PAIRS}\n    def make():\n        {body}\n")
+        refused(f"{name}:{function}", *parts)
+
+    refused("no_such_module_at_all:make", "importing 'no_such_module_at_all' failed (ModuleNotFoundError")
+    fails("return 1", "no function 'mkae': did you mean 'make'?", function="mkae")
+    fails("return 1", "expected a data set of (image, label)", "int")
+    fails("raise KeyError('x')", "the function failed", "KeyError: 'x'")
+    fails("return {'trian': Pairs([0, 1])}", "'trian' is no split")
+    fails("return {'val': Pairs([0, 1]), 'dev': Pairs([0, 1])}", "'dev' is no split, or one of two")
+    fails("return Pairs([0, 1, 7], classes=['a', 'b'])", "image 2 has the label 7", "2 classes")
+    fails("return Pairs([0, 1, -1])", "image 2 has the label -1")
+    fails("return Pairs([0, 1.5])", "integer")
+    fails("return Pairs(['cat', 'dog'])", "integer")
+    fails("return Pairs([0, 1], classes=['a', 'a'])", "one name")
+    fails("return [('1.png', 0), ('2.png', 1)]", "a str instead of an image", "uint8 or float in [0, 1]")
+    fails("return [(np.ones((4, 4)) * 3, 0), (np.ones((4, 4)), 1)]", "outside [0, 1]")
+    fails("return [np.zeros((4, 4)), np.zeros((4, 4))]", "expected (image, label)")
+    fails("return []", "0 classes")
+    fails("return {}", "0 classes")
+    name = module("def broken(:\n")
+    refused(f"{name}:make", "SyntaxError")
+
+
+def test_an_image_of_a_function_that_fails_later_is_unusable_not_fatal(module):
+    from hpsearch.finetune.images import Unusable
+
+    name = module("def make():\n    return [(np.zeros((4, 4), np.uint8), 0), ('no', 1), (np.zeros((4, 4), np.uint8), 1)]\n")
+    source = open_source(f"{name}:make")
+    with pytest.raises(Unusable, match="a str instead"):
+        source.read(source.items[1])
+
+
+def test_opening_a_folder_reads_no_image(folder):
+    for i, name in enumerate("ab"):
+        (folder / "d" / name).mkdir(parents=True)
+        (folder / "d" / name / "1.jpg").write_bytes(bytes(i))
+    assert [item.name for item in open_source("d").items] == ["a/1.jpg", "b/1.jpg"]
