@@ -25,6 +25,7 @@ SPECIAL = ("rgba", "cmyk", "palette", "16-bit", "rotated", "animated", "gray")  
 MEGAPIXELS = 100  # more are refused
 MEGABYTES = 256  # of a file
 THUMBNAIL = 32  # pixels, side
+NO_MEMORY = "not enough memory"  # the one reason that is not the file's fault
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
 ORIENTATION = 0x0112  # EXIF tag
@@ -124,6 +125,8 @@ def decode(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> 
         raise Unusable(too_large(int(count[0])) if count else f"more than {MEGAPIXELS} megapixels") from None
     except UnidentifiedImageError:
         raise Unusable("not an image") from None
+    except MemoryError:
+        raise Unusable(NO_MEMORY) from None
     except Exception as error:  # decoders raise anything on damaged data
         text = " ".join(str(error).split())[:80] or type(error).__name__
         raise Unusable("truncated" if "truncated" in text.lower() else f"damaged ({text})") from None

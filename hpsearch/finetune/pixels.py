@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hpsearch.finetune import shelf
-from hpsearch.finetune.images import SPECIAL, Pixels, Preprocessing, Unusable, decode, quiet, read_file
+from hpsearch.finetune.images import NO_MEMORY, SPECIAL, Pixels, Preprocessing, Unusable, decode, quiet, read_file
 from hpsearch.finetune.shelf import Entry, clear, entries
 from hpsearch.finetune.sources import Item, Progress, Source, cache_folder, no_progress
 from hpsearch.machine import usable_cores
@@ -35,6 +35,7 @@ __all__ = ["Decoded", "Entry", "cache_folder", "clear", "decode_all", "entries"]
 
 TICK = 0.1  # seconds between two reports of progress
 AHEAD = 8  # images in flight, a thread
+LASTING = ("not found", "not a file", "empty file", "larger")  # reasons that follow from the listing; others may pass
 
 Stamp = tuple[int, int]  # size in bytes and mtime in ns; (-1, -1) where there is no file
 Picture = bytes | Image.Image | npt.NDArray[Any]
@@ -194,7 +195,7 @@ def decode_job(job: Job, pre: Preprocessing) -> tuple[Seen, Pixels | str]:
     try:
         return digest, decode(data, pre)
     except Unusable as error:
-        return digest, str(error)
+        return (str(error), "") if str(error) == NO_MEMORY else (digest, str(error))
 
 
 def in_order(
@@ -255,9 +256,9 @@ def settle(root: Path, key: str, source: Source, content: str, seen: Sequence[Se
             bad[i] = reasons[digest.decode()]
         else:
             rows[i] = places[digest].popleft()
-    index = root / "index" / f"{key}-{content}.npz"
-    with shelf.replacing(index) as file:
-        np.savez_compressed(file, rows=rows, bad=np.array([*bad], dtype=np.int64), reasons=np.array([*bad.values()], dtype=np.str_))
+    if all(isinstance(digest, bytes) or (source.read is None and digest.startswith(LASTING)) for digest in seen):
+        with shelf.replacing(root / "index" / f"{key}-{content}.npz") as file:
+            np.savez_compressed(file, rows=rows, bad=np.array([*bad], dtype=np.int64), reasons=np.array([*bad.values()], dtype=np.str_))
     return view(entry, source, rows, bad, fresh)
 
 

@@ -217,17 +217,17 @@ class Writer:
         self.meta: dict[str, Any] = {"layout": LAYOUT, "geometry": geometry, "data": data, "items": items, "bytes": size}
         self.bad: dict[str, str] = {}  # digest -> why it cannot be used
         self.sizes = array("f")  # width, height, width, height, ...
-        self.need = items * sum(row_bytes(geometry).values())
+        self.need = items * sum(row_bytes(geometry).values()) + SPARE
         shutil.rmtree(self.folder, ignore_errors=True)
-        if shutil.disk_usage(root).free < self.need + SPARE:
+        if shutil.disk_usage(root).free < self.need:
             raise self.no_room()
 
     def no_room(self) -> FixSetup:
         """The error when the disk is too small."""
         free = shutil.disk_usage(self.root).free
         return FixSetup(
-            f"decoding {self.meta['items']} images of {self.meta['data']} needs {self.need / 1e9:.3f} GB in {self.root}, and "
-            f"{free / 1e9:.3f} GB are free: free some, or let HPSEARCH_CACHE name a folder on a larger disk"
+            f"decoding {self.meta['items']} images of {self.meta['data']} needs {self.need / 1e9:.2f} GB in {self.root}, and "
+            f"{free / 1e9:.2f} GB are free: free some, or let HPSEARCH_CACHE name a folder on a larger disk"
         )
 
     def __enter__(self) -> Writer:

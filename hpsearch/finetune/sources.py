@@ -245,7 +245,7 @@ def open_function(data: str, progress: Progress) -> Source:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise FixInput(f"{data}: importing '{module_name}' failed ({torchvision_sets.brief(error)}) in {os.getcwd()}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -253,7 +253,7 @@ def open_function(data: str, progress: Progress) -> Source:
         raise FixInput(f"{data}: '{module_name}' has no function '{function_name}': {nearest(function_name, known)}")
     try:
         made = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FixInput(f"{data}: the function failed when called without arguments ({torchvision_sets.brief(error)})") from error
     sets: dict[str | None, Any] = {}
     for key, images in made.items() if isinstance(made, Mapping) else [(None, made)]:

@@ -93,7 +93,7 @@ def construct(name: str, root: Path, download: bool) -> dict[str | None, Any]:
     return {split: kind(str(root), **arguments, download=download) for split, arguments in SETS[name].items()}
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 

@@ -15,7 +15,7 @@ from image_files import encoded, make_folder, picture, write
 from PIL import Image
 
 from hpsearch.errors import FixSetup
-from hpsearch.finetune import pixels, shelf
+from hpsearch.finetune import images, pixels, shelf
 from hpsearch.finetune.images import Preprocessing, decode
 from hpsearch.finetune.pixels import cache_folder, clear, decode_all, entries
 from hpsearch.finetune.sources import Item, Source, open_source
@@ -196,11 +196,11 @@ def test_labels_in_a_table_are_no_part_of_the_key(pets, cache, decoded):
 # ---------------------------------------------------------------- sets without files
 
 
-def own_set(count, fingerprint, seed=0, reads=None):
+def own_set(count, fingerprint, seed=0, reads=None, broken=None):
     def read(item):
         if reads is not None:
             reads.append(threading.current_thread())
-        if item.index == 3:
+        if item.index == broken:
             raise pixels.Unusable("broken here")
         return picture(seed + item.index)
 
@@ -212,11 +212,9 @@ def test_a_set_with_a_fingerprint_is_not_read_again(cache, decoded):
     reads = []
     first = decode_all(own_set(6, "one", reads=reads), RGB, cache, threads=3)
     assert set(reads) == {threading.main_thread()}
-    assert first.bad == (("train/3", "broken here"),)
     assert (first.images[first.rows[2]] == decode(picture(2), RGB).image).all()
     again = decode_all(own_set(6, "one", reads=reads), RGB, cache)
-    assert (again.fresh, len(reads), len(decoded)) == (False, 6, 5)
-    assert again.bad == first.bad
+    assert (again.fresh, len(reads), len(decoded)) == (False, 6, 6)
     assert decode_all(own_set(6, "two", seed=50), RGB, cache).fresh
 
 
@@ -224,10 +222,30 @@ def test_a_set_without_fingerprint_is_looked_at_and_decoded_only_when_it_has_cha
     reads = []
     decode_all(own_set(6, None, reads=reads), RGB, cache)
     again = decode_all(own_set(6, None, reads=reads), RGB, cache)
-    assert (again.fresh, len(reads), len(decoded)) == (False, 12, 5)
+    assert (again.fresh, len(reads), len(decoded)) == (False, 12, 6)
     changed = decode_all(own_set(6, None, seed=50), RGB, cache)
     assert changed.fresh
     assert (changed.images[0] == decode(picture(50), RGB).image).all()
+
+
+def test_what_failed_once_is_tried_again(pets, cache, decoded, monkeypatch):
+    for _ in range(2):
+        done = decode_all(own_set(6, "one", broken=3), RGB, cache)
+        assert done.bad == (("train/3", "broken here"),)
+        assert done.rows.tolist() == [0, 1, 2, -1, 3, 4]
+        assert len(decoded) == 5
+    assert decode_all(own_set(6, "one"), RGB, cache).bad == ()
+    source = open_source(str(pets))
+    failing, original = [True], images.plain
+
+    def short_of_memory(image):
+        if failing and failing.pop():
+            raise MemoryError
+        return original(image)
+
+    monkeypatch.setattr(images, "plain", short_of_memory)
+    assert decode_all(source, RGB, cache, threads=1).bad == (("cat/0.png", "not enough memory"),)
+    assert decode_all(source, RGB, cache).bad == ()
 
 
 def test_images_that_are_files_still_closed_are_read_in_threads(tmp_path, cache):
@@ -417,20 +435,21 @@ def test_two_processes_at_once_decode_once(pets, cache, tmp_path):
 
 def test_a_disk_that_is_too_small_is_seen_before_anything_is_decoded(pets, cache, decoded, monkeypatch):
     monkeypatch.setattr(shelf.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(FixSetup, match=r"decoding 12 images of .*pets needs 0\.000 GB in .* HPSEARCH_CACHE"):
+    with pytest.raises(FixSetup, match=r"decoding 12 images of .*pets needs 0\.02 GB in .* HPSEARCH_CACHE"):
         decode_all(open_source(str(pets)), RGB, cache)
     assert (decoded, files(cache)) == ([], [])
 
 
 @pytest.fixture
-def tiny_disk(tmp_path):
+def tiny_disk(tmp_path, monkeypatch):
     """A file system of 1 MB."""
     place = tmp_path / "tiny"
     place.mkdir()
     if os.getuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
+    monkeypatch.setattr(shelf, "SPARE", 0)
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_disk_that_fills_up_meanwhile(pets, tiny_disk, monkeypatch):
@@ -439,6 +458,16 @@ def test_a_disk_that_fills_up_meanwhile(pets, tiny_disk, monkeypatch):
         decode_all(open_source(str(pets)), Preprocessing(300, 300, (0, 0, 0), (1, 1, 1)), tiny_disk)
     assert files(tiny_disk) == []
     assert decode_all(open_source(str(pets)), RGB, tiny_disk).fresh
+
+
+def test_a_cache_that_may_only_be_read_is_used_all_the_same(pets, tiny_disk):
+    assert decode_all(open_source(str(pets)), RGB, tiny_disk).fresh
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    done = decode_all(open_source(str(pets)), RGB, tiny_disk)
+    assert (done.fresh, len(done.images)) == (False, 12)
+    write(pets / "cat" / "new.png", seed=5)
+    with pytest.raises(FixSetup, match="HPSEARCH_CACHE"):
+        decode_all(open_source(str(pets)), RGB, tiny_disk)
 
 
 def test_a_cache_that_cannot_be_made(pets, tmp_path):
