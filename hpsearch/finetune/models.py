@@ -1,152 +1,131 @@
-"""Pretrained backbones as an ordered list of blocks plus a new head.
+"""Pretrained networks as an ordered list of blocks plus a new head.
 
-Notation: N images in a batch, C channels, K classes, B blocks; "k frozen layers" freezes blocks[0..k-1].
+Notation: N images in a batch, C channels, K classes, B blocks, D features; "k frozen layers" freezes blocks[0..k-1].
+Dropouts and stochastic depth inside a network stay as its maker set them; the one directly before the head gives way to
+the sampled dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hpsearch.errors import FixSetup
-
-WEIGHTS = Path(__file__).parent / "weights"
-
-
-class Dropout(nn.Module):
-    """Dropout whose rate is a tensor and whose random numbers come from the trial's own generator.
-
-    A rate held as a tensor can change without recompiling a captured step; an own generator keeps a trial's draws
-    independent of whatever else runs in the process.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = torch.zeros(())
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zero each element with probability `rate` and rescale, when training; shape kept."""
-        if not self.training:
-            return x
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
-
-
-class Residual(nn.Module):
-    """Basic residual block (He et al., 2016): two 3x3 convolutions, with a 1x1 projection where the shape changes."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels_out)
-        same = stride == 1 and channels_in == channels_out
-        self.skip = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.skip(x))
-
-
-class FineTuneModel(nn.Module):
-    """A backbone cut into blocks, pooled, with dropout before a new linear head."""
-
-    def __init__(self, blocks: list[nn.Module], features: int, classes: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.dropout = Dropout()
-        self.head = nn.Linear(features, classes)
-
-    def prefix(self, x: Tensor, frozen: int) -> Tensor:
-        """Through the first `frozen` blocks: (N, C, H, W) in, the activation at the cut out."""
-        for block in self.blocks[:frozen]:
-            x = block(x)
-        return x
-
-    def suffix(self, x: Tensor, frozen: int) -> Tensor:
-        """From the activation at the cut to logits (N, K)."""
-        for block in self.blocks[frozen:]:
-            x = block(x)
-        pooled: Tensor = x.mean(dim=(2, 3))
-        logits: Tensor = self.head(self.dropout(pooled))
-        return logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to logits (N, K)."""
-        return self.suffix(x, 0)
-
-    def freeze(self, frozen: int) -> list[nn.Parameter]:
-        """Freeze the first `frozen` blocks and put the rest in training mode; returns the trainable parameters.
-
-        Frozen blocks are in eval mode too: otherwise BatchNorm statistics drift and the "frozen" part changes.
-        """
-        self.train()
-        for i, block in enumerate(self.blocks):
-            block.requires_grad_(i >= frozen)
-            block.train(i >= frozen)
-        self.head.requires_grad_(True)
-        return [p for p in self.parameters() if p.requires_grad]
-
-    def trainable_state(self, frozen: int) -> dict[str, Tensor]:
-        """Parameters and buffers outside the frozen blocks, by name (not copied)."""
-        skipped = tuple(f"blocks.{i}." for i in range(frozen))
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(skipped)}
-
-
-def glyphnet(classes: int) -> FineTuneModel:
-    """The embedded model: stem + 5 residual blocks for 16x16 gray images, about 170,000 parameters."""
-    stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    blocks = [
-        stem,
-        Residual(16, 16, 1),
-        Residual(16, 32, 2),
-        Residual(32, 32, 1),
-        Residual(32, 64, 2),
-        Residual(64, 64, 1),
-    ]
-    return FineTuneModel(blocks, 64, classes)
+from hpsearch.errors import FixInput
+from hpsearch.finetune import cuts, pretrained, zoo
+from hpsearch.finetune.blocks import Dropout as Dropout
+from hpsearch.finetune.blocks import FineTuneModel as FineTuneModel
+from hpsearch.finetune.blocks import drop, eval_mode, renew
+from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.names import check_names, is_file, is_own
+from hpsearch.finetune.own import own_model
+from hpsearch.finetune.pretrained import WeightsReport
+from hpsearch.finetune.zoo import glyphnet as glyphnet  # a public name here
+from hpsearch.finetune.zoo import preprocessing as preprocessing
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """How to build a model and what its pretrained weights expect."""
+class Built:
+    """A model, the state that every trial starts from, and what it expects of images."""
 
-    build: Callable[[int], FineTuneModel]  # number of classes -> model
-    weights: Path
-    size: int  # pixels, square
-    mean: float  # of pixels in [0, 1]
-    std: float
-
-
-ARCHITECTURES = {"glyphnet": Architecture(glyphnet, WEIGHTS / "glyphnet.safetensors", 16, 0.32, 0.31)}
+    model: FineTuneModel
+    initial: dict[str, Tensor]  # copy of model.net.state_dict()
+    preprocessing: Preprocessing
+    matched: WeightsReport
 
 
-def initial_state(name: str, classes: int, pretrained: bool, seed: int) -> tuple[FineTuneModel, dict[str, Tensor]]:
-    """A model with a new head for `classes`, and a copy of its state to start each trial from.
+def silent(message: str) -> None:
+    """Say nothing."""
+    del message
 
-    The new head (and, with `pretrained=False`, every layer) is drawn with `seed`; the source task's head is dropped.
+
+def build(
+    name: str,
+    classes: int,
+    weights: str,
+    seed: int,
+    preprocess: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = silent,
+) -> Built:
+    """Model `name` with a new head for `classes`: glyphnet, one of torchvision's, or the user's "package.module:function".
+
+    The head, and with weights "none" every layer, is drawn with `seed`; the global generator is left alone. `say` hears of
+    downloads. Raises FixInput for names, files, functions and sizes that are wrong, FixSetup for weights out of reach.
     """
-    arch = ARCHITECTURES[name]
+    check_names(name, weights)
+    from_file = is_file(weights) or (weights.lower() != "none" and not is_own(name))
+    path = pretrained.weights_file(name, weights, say) if from_file else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = arch.build(classes)
-    if pretrained:
-        if not arch.weights.is_file():
-            raise FixSetup(f"the pretrained weights of '{name}' are missing: {arch.weights}; reinstall hpsearch")
-        source = {k: v for k, v in load_file(arch.weights).items() if not k.startswith("head.")}
-        missing, unexpected = model.load_state_dict(source, strict=False)
-        if unexpected or any(not k.startswith("head.") for k in missing):
-            raise FixSetup(f"the weights file {arch.weights} does not fit '{name}': missing {missing}, unexpected {unexpected}")
-    return model, {k: v.clone() for k, v in model.state_dict().items()}
+        if is_own(name):
+            net = zoo.own_net(name, classes, {"none": False, "default": True}.get(weights.lower()))
+            expects = zoo.own_preprocessing(net, preprocess)
+            model = own_model(name, net, classes, expects)
+        else:
+            expects = preprocessing(name, weights, preprocess)
+            model = known_model(name, zoo.known_net(name, classes, expects.size), classes)
+        if path is not None:
+            matched = pretrained.load(model.net, model.cuts.head, path)
+        else:
+            matched = WeightsReport("drawn from the seed" if weights.lower() == "none" else "as the model comes")
+    model.freeze(0)
+    return Built(model, {key: value.clone() for key, value in model.net.state_dict().items()}, expects, matched)
+
+
+def known_model(name: str, net: nn.Module, classes: int) -> FineTuneModel:
+    """glyphnet, or one of torchvision's classifiers with a new head drawn from torch's global generator."""
+    found = cuts.find(net)
+    if name != "glyphnet":
+        renew(net, found.head, classes)
+    drop(net, found.before)
+    return FineTuneModel(net, found)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One block of a model, for people."""
+
+    index: int  # freeze this many layers and it is the last one frozen
+    name: str
+    parameters: int
+    shape: tuple[int, ...]  # of the activation after it, of one image: (C, H, W), (S, D) or (D,); empty when not cacheable
+    trainable: int  # parameters left to train when frozen up to here
+
+
+def describe(name: str, classes: int = 10, overrides: Mapping[str, Any] | None = None, weights: str = "DEFAULT") -> list[Row]:
+    """The blocks of a model as made for `weights`, which are not needed: on the meta device, so that size costs nothing.
+
+    A model of the user's own is built and tried. Raises FixInput for an unknown name and for a size of image that the
+    model cannot take.
+    """
+    if is_own(name):
+        with torch.random.fork_rng(devices=[]):
+            net = zoo.own_net(name, classes, None)
+            expects = zoo.own_preprocessing(net, overrides)
+            model = own_model(name, net, classes, expects)
+    else:
+        expects = preprocessing(name, weights, overrides)
+        with zoo.Shapes():
+            net = zoo.known_net(name, classes, expects.size)
+        model = known_model(name, net.to("meta"), classes)
+    left = sum(p.numel() for p in model.freeze(0))
+    x = torch.empty(1, expects.channels, expects.size, expects.size, device=next(model.parameters()).device)
+    rows = []
+    with eval_mode(model):
+        for i, block in enumerate(model.blocks):
+            left -= block.parameters
+            x = step(name, model, x, i) if model.cacheable else x
+            rows.append(Row(i + 1, block.name, block.parameters, tuple(x.shape[1:]) if model.cacheable else (), left))
+    return rows
+
+
+def step(name: str, model: FineTuneModel, x: Tensor, i: int) -> Tensor:
+    """The activation after block i, from the one before; FixInput when the images were too small for it."""
+    try:
+        return model.cuts.runs[i](model.net, x)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = f"{model.blocks[i].name}: {error}"
+        raise FixInput(f"{name} does not take images of this size ({reason}); change preprocess.size") from error
