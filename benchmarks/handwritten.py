@@ -25,20 +25,20 @@ def main(folder: str, threads: int, trials: list[dict[str, float]]) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.set_experiment("handwritten")
-    arch = models.ARCHITECTURES["glyphnet"]
+    pre = models.preprocessing("glyphnet", "DEFAULT", {})
 
     def objective(trial: optuna.Trial) -> float:
         params = trials[trial.number]
         for name, value in params.items():
             trial.suggest_float(name, value, value)
-        digits = data.load("digits", arch.size, 5, 400, 0)
+        digits = data.embedded(pre, {"train_per_class": 5, "val": 400, "test": None}, 0)
         sets = {
-            n: TensorDataset(data.normalise(s.images, arch.mean, arch.std), s.labels)
+            n: TensorDataset(data.normalise(s.pixels(), pre.mean, pre.std), s.labels)
             for n, s in (("train", digits.train), ("val", digits.val))
         }
         train = DataLoader(sets["train"], batch_size=int(params["batch_size"]), shuffle=True)
         val = DataLoader(sets["val"], batch_size=128)
-        model, _ = models.initial_state("glyphnet", 10, True, 0)
+        model = models.build("glyphnet", 10, "DEFAULT", 0).model
         model.dropout.rate = torch.tensor(params["dropout"])
         k, epochs = int(params["frozen_layers"]), int(params["epochs"])
         optimiser = torch.optim.AdamW(model.freeze(k), lr=params["learning_rate"], weight_decay=params["weight_decay"])

@@ -8,26 +8,30 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.errors import FixSetup, Interrupted, NotFound
+from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
-from hpsearch.types import Status, StudyEnded, Tracker, TrialRecord, best_record
+from hpsearch.spec import EMBEDDED_MODEL
+from hpsearch.types import DataReport, Prepared, Status, StudyEnded, Tracker, TrialRecord, best_record
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
+    from hpsearch.executors.process import ProcessExecutor
     from hpsearch.search.catalog import StoredStudy
     from hpsearch.spec import StudySpec
 
 KERNEL = "hpsearch.finetune.kernel:make"
-PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.kernel")
+PREPARE = "hpsearch.finetune.prepare:prepare"
+DATA_REPORT = "data-check.json"
+PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.kernel", "hpsearch.finetune.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,6 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able form."""
-        from dataclasses import asdict
-
         values = asdict(self)
         for key in ("best", "default"):
             if values[key] is not None:
@@ -83,7 +85,14 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
 # ---------------------------------------------------------------- run
 
 
-def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: Callable[[str], None] = lambda _: None) -> Summary:
+Say = Callable[[str, int, int], None]  # what a long step is doing, how much of it is done, of how much (0: not known)
+
+
+def quiet(text: str, done: int = 0, total: int = 0) -> None:
+    """Say nothing."""
+
+
+def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: Say = quiet) -> Summary:
     """Run a study, or go on with it, to its budget of trials; writes storage, MLflow mirror, report and best weights.
 
     `say` hears what long steps are doing. Raises FixInput or FixSetup before the first trial, WaitOrStop when another
@@ -95,11 +104,11 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
 
     begun = time.monotonic()
     name, folder = spec.study_name(), where.runs(spec.study_name())
-    check_names(spec.model, spec.data, spec.weights, spec.parameters())
+    check_names(spec.model, spec.weights)
     workers = crew(spec.workers, spec.threads)
-    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}")
-    config = spec.resolved() | {"folder": str(folder)}
-    executor = ProcessExecutor(KernelRef(KERNEL, config), workers, spec.threads, PRELOAD)  # torch loads while Optuna does
+    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
+    preload = PRELOAD if spec.model == EMBEDDED_MODEL else (*PRELOAD, "torchvision")
+    executor = ProcessExecutor(None, workers, spec.threads, preload)  # torch loads while Optuna does
     from hpsearch.search.store import check_storage, open_storage
 
     file = check_storage(where.storage, create=True)
@@ -112,17 +121,28 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
 
-            with closing(OptunaSearcher(spec, open_storage(where.storage, create=True))) as searcher, closing(executor):
-                loop = Orchestrator(
-                    searcher,
-                    executor,
-                    trackers,
-                    budget=spec.trials,
-                    timeout=spec.timeout,
-                    ahead=ASK_AHEAD.get(spec.sampler, 0),
-                    stop=lambda: "interrupted" if stopped_by() else None,
-                )
-                reason = loop.run(name, spec.resolved())
+            with closing(executor):
+                storage = open_storage(where.storage, create=True)
+                known = facts_of(storage, name)
+                prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
+                spec = spec.bound(prepared.blocks if prepared else known["blocks"])
+                with closing(OptunaSearcher(spec, storage)) as searcher:
+                    if prepared is None and searcher.remaining(spec.trials):
+                        prepared = prepare(executor, spec, folder, say, stopped_by)
+                    if prepared is not None:
+                        same_data(name, known, prepared)
+                        config = spec.resolved() | {"folder": str(folder), "index": prepared.index, "workers": workers}
+                        executor.ref = KernelRef(KERNEL, config)
+                    loop = Orchestrator(
+                        searcher,
+                        executor,
+                        trackers,
+                        budget=spec.trials,
+                        timeout=spec.timeout,
+                        ahead=ASK_AHEAD.get(spec.sampler, 0),
+                        stop=lambda: "interrupted" if stopped_by() else None,
+                    )
+                    reason = loop.run(name, spec.resolved())
             summary = finish(spec, where, reason, trackers, say, begun)
         except BaseException:
             if mlflow is not None:
@@ -133,11 +153,50 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: C
     return summary
 
 
-def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Callable[[str], None], begun: float) -> Summary:
+def facts_of(storage: RDBStorage, name: str) -> Mapping[str, Any]:
+    """What a worker found in an earlier session of the study; nothing for a new one."""
+    from hpsearch.search.catalog import read_study
+
+    try:
+        return read_study(storage, name).facts
+    except NotFound:
+        return {}
+
+
+def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
+    """Data and weights made ready in a process of their own, findings kept in the study's folder; FixInput for refused data."""
+    prepared: Prepared = executor.aside(PREPARE, spec.resolved(), say, stopped_by)
+    file = folder / DATA_REPORT
+    file.write_text(json.dumps(asdict(prepared.report)))
+    for line in worth_reading(spec, prepared):
+        say(line, 0, 0)
+    if refused := prepared.report.refused:
+        listed = "\n".join(f"  {finding.text}" for finding in refused)
+        raise FixInput(f"the data cannot be used:\n{listed}\n`hpsearch check {shlex.quote(spec.data)}` shows everything found in it")
+    return prepared
+
+
+def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
+    """What a person should read about weights and data before the first trial."""
+    embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
+    warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
+    return ([] if embedded else [f"W{prepared.weights[1:]}"]) + warnings
+
+
+def same_data(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
+    """Refuse to go on with a study on other images, labels or splits than it began with."""
+    if known.get("data_digest") not in (None, prepared.digest):
+        raise ChooseAnotherName(
+            f"the images, labels or splits have changed since the study '{name}' began, so new trials could not be compared with its "
+            "earlier ones: choose another --name, or bring the data back as it was"
+        )
+
+
+def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
     from hpsearch.search.store import opened
 
-    say("Writing the report")
+    say("Writing the report", 0, 0)
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
         report = write_report(storage, stored, where)
@@ -146,12 +205,14 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     best = best_record(stored.records)
     default = next((r for r in stored.records if r.number == 0), None)
     weights = best.checkpoint if best and best.checkpoint and Path(best.checkpoint).exists() else None
-    ended = StudyEnded(reason, best, default, [str(report), str(resolved), *([weights] if weights else [])])
+    data_report = where.runs(stored.name) / DATA_REPORT
+    files = [report, resolved, *([data_report] if data_report.exists() else []), *([Path(weights)] if weights else [])]
+    ended = StudyEnded(reason, best, default, [str(file) for file in files])
     for tracker in trackers:
         tracker.record(ended)
     mlflow = next((tracker for tracker in trackers if isinstance(tracker, tracking.MlflowTracker)), None)
     if mlflow is not None:
-        say("Completing the MLflow mirror")
+        say("Completing the MLflow mirror", 0, 0)
     for tracker in trackers:
         tracker.close()
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
@@ -237,10 +298,74 @@ def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Pa
         policy=POLICY.get(str(stored.spec.get("sampler")), ""),
         notes=tuple([ui_command(where)] if where.tracking else []),
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        data=read_data_report(where.runs(stored.name) / DATA_REPORT),
     )
     path = out or where.runs(stored.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_page(view, path)
+
+
+def read_data_report(path: Path) -> DataReport | None:
+    """What checking the study's data came to; None when it was run elsewhere or its folder is gone."""
+    try:
+        return DataReport.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# ---------------------------------------------------------------- looking before running
+
+
+def check(spec: StudySpec, with_model: bool, say: Say = quiet, page: Path | None = None) -> DataReport:
+    """What is wrong with a study's data; `with_model` also looks at labels, with the features of its model. Writes `page` if asked."""
+    from hpsearch.finetune.names import check_names
+    from hpsearch.finetune.prepare import prepare as prepare_here
+
+    if with_model:
+        check_names(spec.model, spec.weights)
+    report = prepare_here(spec.resolved() | ({} if with_model else {"model": None}), say).report
+    if page is not None:
+        from hpsearch.report.page import write_data_page
+
+        write_data_page(report, page)
+    return report
+
+
+def model_blocks(name: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a model, in order, as rows: number, name, parameters, output shape, what freezing up to there leaves trainable."""
+    from hpsearch.finetune.models import describe
+    from hpsearch.finetune.names import check_names
+
+    check_names(name, "DEFAULT")
+    return [asdict(row) for row in describe(name, overrides=overrides)]
+
+
+def model_names() -> list[str]:
+    """Every model that goes by a name."""
+    from hpsearch.finetune.names import MODELS
+
+    return sorted(MODELS)
+
+
+def example(folder: Path) -> Path:
+    """Write a folder of images with weights and a study file; the study file."""
+    from hpsearch.finetune.example import write_example
+
+    return write_example(folder)
+
+
+def cache(clear: bool) -> dict[str, Any]:
+    """What the cache of decoded images holds; `clear` deletes it."""
+    from hpsearch.finetune import pixels
+
+    folder = pixels.cache_folder()
+    listed = [entry._asdict() for entry in pixels.entries(folder)]
+    used = pixels.clear(folder) if clear else sum(entry["bytes"] for entry in listed)
+    for file in (folder / "checks").glob("*.json"):  # reports on data that was looked at before
+        used += file.stat().st_size
+        if clear:
+            file.unlink(missing_ok=True)
+    return {"folder": str(folder), "bytes": used, "entries": listed}
 
 
 # ---------------------------------------------------------------- MLflow's own page
@@ -290,6 +415,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "trials": len(study.records),
         "complete": sum(r.status is Status.COMPLETE for r in study.records),
         "best_trial": record.number if record else None,
+        "objective": study.spec.get("objective"),
+        "best_score": record.score if record else None,
         "best_val_loss": record.val_loss if record else None,
         "sampler": study.spec.get("sampler"),
     }
@@ -297,9 +424,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
 
 def record_json(record: TrialRecord) -> dict[str, Any]:
     """A trial with its curve, JSON-able."""
-    from dataclasses import asdict
-
-    return asdict(record)
+    return asdict(record) | {"score": record.score}
 
 
 def study_json(study: StoredStudy) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +19,6 @@ from hpsearch.errors import FixSetup, HpsearchError, exit_code
 
 if TYPE_CHECKING:
     from hpsearch.actions import Place, Summary
-    from hpsearch.types import TrialRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,8 +91,10 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--timeout", type=float, metavar="S", help="begin no trial after S seconds")
 @click.option("--workers", metavar="N", help="worker processes  [default: one per core, or one for a GPU]")
 @click.option("--name", metavar="NAME", help="name of the study  [default: made of file and sampler]")
-@click.option("--data", metavar="DATA", help="what to train on  [default: the embedded digits]")
-@click.option("--model", metavar="NAME", help="which pretrained model  [default: glyphnet]")
+@click.option("--data", metavar="DATA", help="folder, manifest, torchvision data set or module:function  [default: digits]")
+@click.option("--model", metavar="NAME", help="a torchvision classifier such as resnet50, or module:function  [default: glyphnet]")
+@click.option("--weights", metavar="W", help="DEFAULT, a torchvision name, a file, or none  [default: DEFAULT]")
+@click.option("--objective", metavar="NAME", help="val_loss, accuracy, balanced_accuracy, precision, recall, f1, top5  [default: val_loss]")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
 @click.option("--no-tracking", is_flag=True, help="do without MLflow")
@@ -116,7 +119,8 @@ def run(
     from hpsearch.resources import folder, study_file
     from hpsearch.spec import load_spec
 
-    spec = load_spec(study_file(study) if study else folder("studies") / "digits.yaml", settings, flags | {"workers": workers})
+    path = study_file(study) if study else None if own(flags, settings) else folder("studies") / "digits.yaml"
+    spec = load_spec(path, settings, flags | {"workers": workers})
     where = located(storage, tracking_uri, not no_tracking)
     from rich.console import Console
 
@@ -136,8 +140,15 @@ def run(
         sys.exit(1)
 
 
+def own(flags: dict[str, Any], settings: tuple[str, ...]) -> bool:
+    """Whether data or model are the user's, so that the embedded study is not what they are added to."""
+    return bool(flags["data"] or flags["model"] or any(setting.startswith(("data=", "model=")) for setting in settings))
+
+
 def print_summary(s: Summary) -> None:
     """The end of a run: best configuration, gain over the default recipe, where everything is."""
+    from hpsearch.terminal import score
+
     ending = {"timeout": "stopped at its time limit", "exhausted": "has tried every point of its grid"}.get(s.reason, "is complete")
     counts = ", ".join(f"{n} {status.lower()}" for status, n in s.counts.items())
     click.echo(f"\nStudy {s.study} {ending}: {sum(s.counts.values())} trials ({counts}) in {s.seconds:.0f} s")
@@ -159,25 +170,20 @@ def print_summary(s: Summary) -> None:
         click.echo(f"MLflow is behind: {s.tracking_problem}. The study itself is whole; run the same command to complete it.", err=True)
 
 
-def score(record: TrialRecord) -> str:
-    """A trial's result on a line."""
-    shares = "  ".join(f"{key} {100 * record.metrics[key]:.1f} %" for key in ("accuracy", "f1") if key in record.metrics)
-    return f"val_loss {record.val_loss:.4f}  {shares}"
-
-
 def gain(s: Summary) -> str:
     """What the search gained over the default recipe, in words."""
-    if s.best is None or s.default is None or s.default.val_loss is None or s.best.val_loss is None:
+    from hpsearch.terminal import shown_value
+
+    if s.best is None or s.default is None or s.default.score is None or s.best.score is None:
         return "Gain: the default recipe (trial 0) has no result to compare with."
     if s.best.number == s.default.number:
         return "Gain: none yet; the default recipe (trial 0) is the best so far."
-    before, after = s.default.val_loss, s.best.val_loss
     lines = ["Gain over the default recipe (trial 0), on the validation images, one seed each:"]
-    lines.append(f"  val_loss  {before:.4f} -> {after:.4f}  ({after - before:+.4f} nats)")
-    for key in ("accuracy", "f1"):
-        if key in s.default.metrics and key in s.best.metrics:
-            a, b = (100 * r.metrics[key] for r in (s.default, s.best))
-            lines.append(f"  {key:<8}  {a:.1f} % -> {b:.1f} %  ({b - a:+.1f} points)")
+    for key in dict.fromkeys((s.best.objective, "val_loss", "accuracy", "f1")):
+        before, after = ({"val_loss": r.val_loss, **r.metrics}.get(key) for r in (s.default, s.best))
+        if before is not None and after is not None:
+            change = f"{after - before:+.4f} nats" if key == "val_loss" else f"{100 * (after - before):+.1f} points"
+            lines.append(f"  {key:<8}  {shown_value(key, before)} -> {shown_value(key, after)}  ({change})")
     return "\n".join(lines)
 
 
@@ -193,10 +199,12 @@ def list_(storage: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'study':<32} {'trials':>7} {'complete':>9} {'best val_loss':>14}  sampler")
+    from hpsearch.terminal import shown_value
+
+    click.echo(f"{'study':<32} {'trials':>7} {'complete':>9}  {'best':<26}  sampler")
     for row in rows:
-        best = "-" if row["best_val_loss"] is None else f"{row['best_val_loss']:.4f}"
-        click.echo(f"{row['study']:<32} {row['trials']:>7} {row['complete']:>9} {best:>14}  {row['sampler'] or '-'}")
+        best = f"{row['objective']} {shown_value(row['objective'], row['best_score'])}" if row["best_score"] is not None else "-"
+        click.echo(f"{row['study']:<32} {row['trials']:>7} {row['complete']:>9}  {best:<26}  {row['sampler'] or '-'}")
 
 
 @main.command()
@@ -233,6 +241,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 def best(study: str | None, storage: str | None, as_json: bool) -> None:
     """Print a study's best configuration and its weights."""
     from hpsearch import actions
+    from hpsearch.terminal import score
 
     found, record = actions.best(located(storage, track=False), study)
     if as_json:
@@ -259,6 +268,100 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 
     path = actions.report(located(storage), study, output)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+
+
+@main.command()
+@click.argument("data")
+@click.option("--model", metavar="NAME", help="also look at labels, with this model's features")
+@click.option("--weights", metavar="W", help="its weights: DEFAULT, a torchvision name, or a file  [default: DEFAULT]")
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. split.val=0.2")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="also write a page with thumbnails")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
+@guarded
+def check(data: str, model: str | None, weights: str | None, settings: tuple[str, ...], output: Path | None, as_json: bool) -> None:
+    """Look for what is wrong with labelled images, before time is spent on them.
+
+    DATA is a folder, a manifest, a torchvision data set or module:function, as for `run --data`; or a study file, whose data,
+    split and model are then looked at. Ends with exit code 1 when a study on this data would be refused.
+    """
+    from rich.console import Console
+
+    from hpsearch import actions
+    from hpsearch.printing import Steps, data_report
+    from hpsearch.spec import load_spec
+
+    study = Path(data) if data.endswith((".yaml", ".yml")) else None
+    spec = load_spec(study, settings, {"data": None if study else data, "model": model, "weights": weights})
+    with Steps(Console(stderr=True)) as steps:
+        report = actions.check(spec, model is not None or study is not None, steps.say, output)
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2))
+    else:
+        Console(soft_wrap=False).print(data_report(report))
+        if output:
+            click.echo(f"Page: {output}")
+    sys.exit(1 if report.refused else 0)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--size", type=int, metavar="PIXELS", help="side of the images  [default: what its weights were trained with]")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
+@guarded
+def model(name: str | None, size: int | None, as_json: bool) -> None:
+    """Print the blocks of a model that `frozen_layers` counts.
+
+    In order, with what freezing up to there leaves trainable. Without NAME, the names of all models.
+    """
+    from rich.console import Console
+
+    from hpsearch import actions
+    from hpsearch.printing import model_table, name_columns
+
+    if name is None:
+        names = actions.model_names()
+        Console(soft_wrap=False).print(json.dumps(names) if as_json else name_columns(names))
+        return
+    rows = actions.model_blocks(name, {"size": size} if size else {})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        Console(soft_wrap=False).print(model_table(name, rows))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@guarded
+def example(folder: Path) -> None:
+    """Write a folder of images to try things on.
+
+    FOLDER gets the embedded digits as PNG and JPEG, small pretrained weights of a torchvision model, and a study file.
+    """
+    from hpsearch import actions
+
+    study = actions.example(folder)
+    click.echo(f"Wrote {folder}. Now:\n\n  cd {shlex.quote(str(folder))}\n  hpsearch check {study.name}\n  hpsearch run {study.name}")
+
+
+@main.command()
+@click.option("--clear", is_flag=True, help="delete everything in it")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
+@guarded
+def cache(clear: bool, as_json: bool) -> None:
+    """Show the cache of decoded images.
+
+    It is made again when needed; HPSEARCH_CACHE says where it lies.
+    """
+    from hpsearch import actions
+    from hpsearch.printing import day, size
+
+    found = actions.cache(clear)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"{found['folder']}: {size(found['bytes'])}{' deleted' if clear else ''}")
+    for entry in found["entries"]:
+        click.echo(f"  {entry['images']:>8,} images  {size(entry['bytes']):>8}  last used {day(entry['last_used'])}  {entry['data']}")
 
 
 @main.command()

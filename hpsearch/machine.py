@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from filelock import FileLock, Timeout
 
 from hpsearch.errors import FixInput, FixSetup, Interrupted, WaitOrStop
@@ -35,6 +36,14 @@ def usable_cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of its control group (containers)."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def crew(workers: int | str, threads: int, cores: int | None = None) -> int:

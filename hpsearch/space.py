@@ -32,15 +32,26 @@ KNOWN: Mapping[str, Known] = {
     "dropout": Known("float", 0.0, 0.99, "probability, before the head"),
     "frozen_layers": Known("int", 0, 10_000, "blocks, from the input"),
 }
+ALL = 10_000  # `frozen_layers: all` until the model's blocks are counted
 
-# What an omitted hyperparameter gets; `default` is the default recipe, trial 0 of every study.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+Defaults = Mapping[str, Mapping[str, Any]]
+# What an omitted hyperparameter gets; `default` is the default recipe, trial 0 of every study. First for the embedded model:
+DEFAULTS: Defaults = {
     "learning_rate": {"low": 1e-4, "high": 3e-2, "log": True, "default": 1e-3, "grid": [3e-4, 1e-3, 3e-3, 1e-2]},
     "batch_size": {"choices": [8, 16, 32], "default": 8, "grid": [8, 16]},
     "epochs": {"low": 3, "high": 20, "default": 15, "grid": [8, 16]},
     "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-2, "grid": [1e-2]},
     "dropout": {"low": 0.0, "high": 0.5, "default": 0.1, "grid": [0.0, 0.3]},
     "frozen_layers": {"low": 0, "high": 6, "default": 0, "grid": [0, 2, 4, 5]},
+}
+# For networks pretrained on photographs: AdamW's usual range for fine-tuning, larger batches, fewer epochs.
+IMAGE_DEFAULTS: Defaults = {
+    "learning_rate": {"low": 1e-5, "high": 3e-3, "log": True, "default": 3e-4, "grid": [1e-4, 3e-4, 1e-3]},
+    "batch_size": {"choices": [16, 32, 64], "default": 32, "grid": [32]},
+    "epochs": {"low": 3, "high": 10, "default": 6, "grid": [6]},
+    "weight_decay": {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-2, "grid": [1e-2]},
+    "dropout": {"low": 0.0, "high": 0.5, "default": 0.1, "grid": [0.0, 0.3]},
+    "frozen_layers": {"low": 0, "high": "all", "default": 0, "grid": [0, "all"]},
 }
 
 ENTRY_KEYS = ("low", "high", "log", "choices", "value", "default", "grid")
@@ -88,8 +99,8 @@ class Parameter:
 Space = tuple[Parameter, ...]
 
 
-def parse_space(entries: Mapping[str, Any]) -> Space:
-    """The whole space from a study's `space:` mapping; hyperparameters it omits get their defaults.
+def parse_space(entries: Mapping[str, Any], defaults: Defaults = DEFAULTS) -> Space:
+    """The whole space from a study's `space:` mapping; hyperparameters it omits get their `defaults`.
 
     Raises one FixInput that lists everything wrong.
     """
@@ -97,7 +108,7 @@ def parse_space(entries: Mapping[str, Any]) -> Space:
     space = []
     for name in KNOWN:
         try:
-            space.append(parse_parameter(name, entries.get(name, DEFAULTS[name])))
+            space.append(parse_parameter(name, entries.get(name, defaults[name]), defaults))
         except FixInput as error:
             problems.append(str(error))
     if problems:
@@ -105,7 +116,7 @@ def parse_space(entries: Mapping[str, Any]) -> Space:
     return tuple(space)
 
 
-def parse_parameter(name: str, entry: Any) -> Parameter:
+def parse_parameter(name: str, entry: Any, defaults: Defaults = DEFAULTS) -> Parameter:
     """One hyperparameter from a number (fixed), a list (choices) or a mapping; raises FixInput."""
     where = f"space.{name}"
     if isinstance(entry, Sequence) and not isinstance(entry, str):
@@ -125,11 +136,11 @@ def parse_parameter(name: str, entry: Any) -> Parameter:
         value = number(name, entry["value"], where)
         return Parameter(name, "fixed", value, choices=(value,))
     if "choices" in entry:
-        return parse_choices(name, entry, where)
-    return parse_range(name, entry, where)
+        return parse_choices(name, entry, where, number(name, defaults[name]["default"], where))
+    return parse_range(name, entry, where, number(name, defaults[name]["default"], where))
 
 
-def parse_choices(name: str, entry: Mapping[str, Any], where: str) -> Parameter:
+def parse_choices(name: str, entry: Mapping[str, Any], where: str, fallback: Any) -> Parameter:
     """A hyperparameter that takes one of a few values."""
     listed = entry["choices"]
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
@@ -137,14 +148,13 @@ def parse_choices(name: str, entry: Mapping[str, Any], where: str) -> Parameter:
     choices = tuple(number(name, value, f"{where}.choices") for value in listed)
     if len(set(choices)) < len(choices):
         raise FixInput(f"{where}.choices holds a value twice: {list(choices)}")
-    fallback = DEFAULTS[name]["default"]
     default = number(name, entry["default"], f"{where}.default") if "default" in entry else fallback if fallback in choices else choices[0]
     if default not in choices:
         raise FixInput(f"{where}.default {default} is not among the choices {list(choices)}")
     return Parameter(name, "choice", default, choices=choices, grid=listed_grid(name, entry, where, choices))
 
 
-def parse_range(name: str, entry: Mapping[str, Any], where: str) -> Parameter:
+def parse_range(name: str, entry: Mapping[str, Any], where: str, fallback: Any) -> Parameter:
     """A hyperparameter between `low` and `high`."""
     if "low" not in entry or "high" not in entry:
         raise FixInput(f"{where} needs both low and high")
@@ -156,7 +166,7 @@ def parse_range(name: str, entry: Mapping[str, Any], where: str) -> Parameter:
         raise FixInput(f"{where}.log must be true or false")
     if log and low <= 0:
         raise FixInput(f"{where}: a log scale needs low > 0, got {low}; raise low or set log: false")
-    default = number(name, entry["default"], f"{where}.default") if "default" in entry else min(max(DEFAULTS[name]["default"], low), high)
+    default = number(name, entry["default"], f"{where}.default") if "default" in entry else min(max(fallback, low), high)
     if not low <= default <= high:
         raise FixInput(f"{where}.default {default} lies outside {low} to {high}")
     parameter = Parameter(name, KNOWN[name].kind, default, low, high, log)
@@ -199,6 +209,8 @@ def spread(parameter: Parameter, n: int, where: str) -> tuple[Value, ...]:
 def number(name: str, value: Any, where: str) -> Any:
     """`value` as the type the hyperparameter has; FixInput when it is not a finite number of its kind and domain."""
     known = KNOWN[name]
+    if value == "all" and name == "frozen_layers":
+        return ALL
     if isinstance(value, str):
         try:
             value = float(value)
@@ -229,6 +241,15 @@ def told(value: Any) -> str:
     except (ValueError, RecursionError):
         return f"something too large to print ({type(value).__name__})"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def bind_blocks(entry: Any, blocks: int) -> Any:
+    """An entry for `frozen_layers` with every "all" in it replaced by the model's number of blocks; points are kept once."""
+    if isinstance(entry, Mapping):
+        return {key: bind_blocks(value, blocks) for key, value in entry.items()}
+    if isinstance(entry, Sequence) and not isinstance(entry, str):
+        return list(dict.fromkeys(bind_blocks(value, blocks) for value in entry))
+    return blocks if entry in ("all", ALL) and not isinstance(entry, bool) else entry
 
 
 def default_params(space: Space) -> Params:

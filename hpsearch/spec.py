@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.space import DEFAULTS, GOES_WITH, Parameter, Space, grid_size, parse_space, told
+from hpsearch.space import DEFAULTS, GOES_WITH, IMAGE_DEFAULTS, Defaults, Parameter, Space, bind_blocks, grid_size, parse_space, told
+from hpsearch.types import OBJECTIVES
 from hpsearch.yamlfile import parse_yaml, read_yaml
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc", "cmaes")
@@ -32,16 +33,22 @@ ALIASES = {
     "medianpruner": "median",
     "nop": "none",
 }
-SESSION = ("name", "trials", "timeout", "workers")  # may differ from one session of a study to the next
+SESSION = ("name", "trials", "timeout", "workers", "data_root", "bad_files")  # may differ from one session of a study to the next
+EMBEDDED_DATA, EMBEDDED_MODEL = "digits", "glyphnet"
+SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other data
+    True: {"train_per_class": 5, "val": 400},
+    False: {"val": 0.15, "test": 0.15},
+}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def known_name(names: tuple[str, ...], what: str) -> BeforeValidator:
     """Accept a name or alias of `names` in any case; the error carries the nearest valid one."""
+    article = "an" if what[0] in "aeiou" else "a"
 
     def check(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be the name of a {what}, got {told(value)}; known: {', '.join(names)}")
+            raise ValueError(f"must be the name of {article} {what}, got {told(value)}; known: {', '.join(names)}")
         name = ALIASES.get(value.lower(), value.lower())
         if name not in names:
             aliases = (alias for alias, target in ALIASES.items() if target in names)
@@ -78,11 +85,49 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class SplitSpec(Part):
-    """How labelled images are divided."""
+def share_or_number(value: object) -> object:
+    """Accept a share in [0, 1) or a whole number of images."""
+    no_truth_value(value)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not (0 <= value < 1 or (value >= 1 and value == int(value))):
+        raise ValueError(f"must be a share such as 0.15 or a whole number of images, got {told(value)}")
+    return value if value < 1 else int(value)
 
-    train_per_class: Whole = Field(5, ge=1)
-    val_images: Whole = Field(400, ge=1)
+
+Share: TypeAlias = Annotated[int | float | None, BeforeValidator(share_or_number)]
+
+
+class SplitSpec(Part):
+    """How labelled images are divided where the data does not say: shares, or numbers of images."""
+
+    train_per_class: Whole | None = Field(None, ge=1, description="training images of each class; without it, all that are left")
+    val: Share = None
+    test: Share = Field(None, description="without it, beside train_per_class, all that are left; 0: no test split")
+
+
+class PreprocessSpec(Part):
+    """What differs from the preprocessing that the pretrained weights expect."""
+
+    size: Whole | None = Field(None, ge=8, le=2048, description="pixels, side of the square that the model sees")
+    resize: Whole | None = Field(None, ge=8, le=4096, description="pixels, shorter side before the centre is cut out")
+    mean: tuple[Real, ...] | None = Field(None, description="of pixels in [0, 1], one value a channel")
+    std: tuple[Real, ...] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+
+    @model_validator(mode="after")
+    def consistent(self) -> PreprocessSpec:
+        """Refuse what no image can be prepared by."""
+        if self.size and self.resize and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} is smaller than size {self.size}: there would be nothing to cut the edges from")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, 3):
+                raise ValueError(f"{name} takes 1 value (gray) or 3 (red, green, blue), got {len(values)}")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ValueError("mean and std must have as many values")
+        if self.std and min(self.std) <= 0:
+            raise ValueError("std must be greater than 0")
+        return self
 
 
 class PrunerSpec(Part):
@@ -105,11 +150,17 @@ class StudySpec(Part):
     """A whole study, resolved. What a study file may hold, with its defaults."""
 
     name: str | None = None
-    data: str = "digits"
+    data: str = Field(EMBEDDED_DATA, min_length=1)
+    data_root: str | None = Field(None, description="folder of torchvision data sets")
+    bad_files: Real = Field(0.05, ge=0, le=1, description="share of files that cannot be used above which the study is refused")
     split: SplitSpec = SplitSpec()
-    model: str = "glyphnet"
+    model: str = EMBEDDED_MODEL
     weights: str = "DEFAULT"
-    objective: Literal["val_loss"] = "val_loss"
+    preprocess: PreprocessSpec = PreprocessSpec()
+    objective: Annotated[
+        Literal["val_loss", "accuracy", "balanced_accuracy", "precision", "recall", "f1", "top5"],
+        known_name(tuple(OBJECTIVES), "objective"),
+    ] = "val_loss"
     sampler: Annotated[Literal["grid", "random", "tpe", "gp", "qmc", "cmaes"], known_name(SAMPLERS, "sampler")] = "tpe"
     pruner: Annotated[PrunerSpec, BeforeValidator(short_pruner)] = PrunerSpec()
     seed: Whole = Field(0, ge=0, lt=2**31)
@@ -119,13 +170,41 @@ class StudySpec(Part):
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
     space: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def fill_split(cls, values: Any) -> Any:
+        """Let a partial `split` keep what it leaves out of the data's default."""
+        split = values.get("split") if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping) or not (split is None or isinstance(split, Mapping)):
+            return values
+        usual = dict(SPLITS[values.get("data", EMBEDDED_DATA) == EMBEDDED_DATA])
+        if split and split.get("train_per_class") is not None:
+            usual.pop("test", None)  # all that are left
+        return {**values, "split": {**usual, **(split or {})}}
+
+    def defaults(self) -> Defaults:
+        """What omitted hyperparameters get."""
+        return defaults_for(self.model)
+
     def parameters(self) -> Space:
         """The parsed search space."""
-        return parse_space(self.space)
+        return parse_space(self.space, self.defaults())
+
+    def bound(self, blocks: int) -> StudySpec:
+        """The study with `all` frozen layers as the model's number of blocks; FixInput when more may be frozen than there are."""
+        entry = bind_blocks(self.space.get("frozen_layers", self.defaults()["frozen_layers"]), blocks)
+        spec = self.model_copy(update={"space": {**self.space, "frozen_layers": entry}})
+        frozen = next(p for p in spec.parameters() if p.name == "frozen_layers")
+        deepest = max(int(str(value)) for value in (*frozen.choices, *frozen.grid, int(frozen.high)))
+        if deepest > blocks:
+            raise FixInput(
+                f"space.frozen_layers goes up to {deepest}, but {self.model} has {blocks} blocks before its head; lower it, or write `all`"
+            )
+        return spec
 
     def study_name(self) -> str:
-        """The study's name; without one given, made of its data."""
-        return self.name or self.name_after(self.data)
+        """The study's name; without one given, made of its data and, unless it is the embedded one, its model."""
+        return self.name or self.name_after(self.data if self.model == EMBEDDED_MODEL else f"{Path(self.data).name}-{self.model}")
 
     def name_after(self, path: str) -> str:
         """A name made of the last part of a path, the sampler and, unless 0, the seed."""
@@ -148,6 +227,11 @@ class StudySpec(Part):
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def defaults_for(model: object) -> Defaults:
+    """The search space where a study says nothing, by its model."""
+    return DEFAULTS if model == EMBEDDED_MODEL else IMAGE_DEFAULTS
+
+
 def entry(p: Parameter) -> dict[str, Any]:
     """A parameter as its mapping in a study file."""
     if p.kind == "fixed":
@@ -167,6 +251,9 @@ def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Map
     anything is created.
     """
     values = read_yaml(path) if path else {}
+    for key in ("data", "model"):  # defaults of other keys depend on them
+        if (flags or {}).get(key) is not None:
+            values[key] = (flags or {})[key]
     for setting in settings:
         apply_setting(values, setting)
     for key, value in (flags or {}).items():
@@ -208,7 +295,7 @@ def explain(item: Mapping[str, Any]) -> str:
         path = path[:1]  # pydantic adds which member of the union it tried
     where = ".".join(path) or "a key"
     if item["type"] == "extra_forbidden":
-        sections: dict[str, type[Part]] = {"split": SplitSpec, "pruner": PrunerSpec}
+        sections: dict[str, type[Part]] = {"split": SplitSpec, "pruner": PrunerSpec, "preprocess": PreprocessSpec}
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
         return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
     message = str(item["msg"]).removeprefix("Value error, ")
@@ -223,7 +310,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         raise FixInput(f"--set takes KEY=VALUE such as space.dropout=0.1, got {told(setting)}")
     spot = values
     for depth, key in enumerate(keys[:-1]):
-        fallback = default_section(keys[: depth + 1])
+        fallback = default_section(keys[: depth + 1], defaults_for(values.get("model", EMBEDDED_MODEL)))
         child = spot.get(key)
         if child is None:
             child = spot[key] = fallback
@@ -235,9 +322,9 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         drop_rivals(spot, keys[-1])
 
 
-def default_section(keys: list[str]) -> dict[str, Any]:
+def default_section(keys: list[str], defaults: Defaults) -> dict[str, Any]:
     """What a setting below `keys` changes when the file says nothing there: the built-in range of a hyperparameter."""
-    return dict(DEFAULTS.get(keys[1], {})) if len(keys) == 2 and keys[0] == "space" else {}
+    return dict(defaults.get(keys[1], {})) if len(keys) == 2 and keys[0] == "space" else {}
 
 
 def drop_rivals(entry: dict[str, Any], key: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +40,8 @@ SHORT = {
 }
 COLOURS = {Status.WAITING: "dim", Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
 SHOWN = 12  # trials in the live table
+SOON = 2.0  # seconds within which a step needs no announcement of its progress
+NEWS = ("Data: ", "Weights: ")  # what is worth keeping on the screen
 
 
 def brief(value: object) -> str:
@@ -102,6 +105,18 @@ class Board:
         return f"{len(self.ended)}/{self.budget} trials" + (f" ({counts})" if counts else "")
 
 
+def score(record: TrialRecord) -> str:
+    """A trial's result on a line: the objective first, then validation loss and accuracy where they are not it."""
+    known = {"val_loss": record.val_loss, **{key: record.metrics.get(key) for key in ("accuracy", "f1")}}
+    shown = {record.objective: record.score, **known}
+    return "  ".join(f"{key} {shown_value(key, value)}" for key, value in shown.items() if value is not None)
+
+
+def shown_value(metric: str, value: float | None) -> str:
+    """A loss with four digits, a share as a percentage."""
+    return "-" if value is None else f"{value:.4f}" if metric == "val_loss" else f"{100 * value:.1f} %"
+
+
 def task(facts: Mapping[str, Any]) -> str:
     """What is being trained on what, in a line."""
     images = "/".join(str(facts.get(f"{part}_images", "?")) for part in ("train", "val", "test"))
@@ -114,11 +129,21 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self.console, self.board = console, Board()
+        self.step = ("", 0.0, 0)  # what is being done, since when, and the quarter of it that was told
 
-    def say(self, text: str) -> None:
-        """Announce a long step."""
+    def say(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Announce a step; where its progress is known, only once it has taken a while, and then every quarter."""
+        if total:
+            step, begun, told = self.step
+            quarter = 4 * done // total
+            if step != text:
+                self.step = (text, time.monotonic(), 0)
+            if step != text or quarter <= told or time.monotonic() - begun < SOON:
+                return
+            self.step = (text, begun, quarter)
+            text = f"{text}: {done:,} of {total:,}"
         with suppress(OSError):  # whoever read this may be gone; the study goes on
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def record(self, event: Event) -> None:
         """Print what the event is worth."""
@@ -134,7 +159,7 @@ class Lines:
 
     def line(self, record: TrialRecord, best: int | None) -> str:
         """One ended trial."""
-        loss = f"val_loss {record.val_loss:.4f} acc {percent(record.metrics)} %" if record.val_loss is not None else record.error or ""
+        loss = score(record) if record.val_loss is not None else record.error or ""
         star = "  best" if best == record.number and record.status is Status.COMPLETE else ""
         head = f"[{len(self.board.ended)}/{self.board.budget}] trial {record.number} {record.status.value.lower()}"
         return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{star}"
@@ -148,13 +173,16 @@ class LiveTable:
 
     def __init__(self, console: Console) -> None:
         self.console, self.board = console, Board()
-        self.doing = "Starting"
+        self.doing, self.done, self.total = "Starting", 0, 0
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=5, transient=False)
         self.live.start()
 
-    def say(self, text: str) -> None:
-        """Announce a long step under the table."""
-        self.doing = text
+    def say(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Announce a long step under the table; what is no step but news stays above it."""
+        if text.startswith(NEWS):
+            self.live.console.print(text, highlight=False, markup=False)
+        else:
+            self.doing, self.done, self.total = text, done, total
 
     def record(self, event: Event) -> None:
         """Take note; the table redraws itself five times a second."""
@@ -182,14 +210,12 @@ class LiveTable:
         if board.running or board.ended:
             parts.append(self.table())
         if board.best is not None:
-            parts.append(
-                Text(
-                    f"best: trial {board.best.number}, val_loss {board.best.val_loss:.4f}, accuracy {percent(board.best.metrics)} %",
-                    style="green",
-                )
-            )
-        if self.doing:
-            parts.append(Spinner("dots", text=self.doing))
+            parts.append(Text(f"best: trial {board.best.number}  {score(board.best)}", style="green"))
+        if self.doing and self.total:
+            parts.append(Text(f"{self.doing}: {self.done:,} of {self.total:,}"))
+            parts.append(ProgressBar(total=self.total, completed=self.done, width=40))
+        elif self.doing:
+            parts.append(Spinner("dots", text=Text(self.doing)))
         return Group(*parts)
 
     def table(self) -> Table:

@@ -12,7 +12,7 @@ import os
 import queue
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from hpsearch.types import (
     TrialRecord,
     TrialStarted,
     WorkerReady,
+    score_of,
 )
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class Mirror:
         self.sent: dict[int, int] = {}  # trial -> epochs sent
         self.trials: dict[int, tuple[Trial, float]] = {}  # running: trial and start
         self.curves: dict[int, list[tuple[Mapping[str, float], float]]] = {}  # running: epoch row and time
+        self.classes: Sequence[str] = ()
 
     def take(self, event: Event) -> None:
         """Take note; only ends are written at once."""
@@ -212,7 +214,9 @@ class Mirror:
             case TrialEnded(record, best):
                 self.finish(record)
                 if best == record.number:
-                    self.client.log_metric(self.parent, "best_val_loss", finite(record.val_loss), step=record.number)
+                    for key in dict.fromkeys((record.objective, "val_loss")):
+                        score = score_of(key, record.val_loss, record.metrics)
+                        self.client.log_metric(self.parent, f"best_{key}", finite(score), step=record.number)
             case StudyEnded():
                 self.end(event)
 
@@ -266,6 +270,7 @@ class Mirror:
         """Put what the worker found on the parent run."""
         from mlflow.entities import RunTag
 
+        self.classes = facts.get("classes", ())
         self.client.log_batch(self.parent, tags=[RunTag(f"hpsearch.{key}", str(value)[:4000]) for key, value in facts.items()])
 
     def end(self, event: StudyEnded) -> None:
@@ -276,8 +281,11 @@ class Mirror:
             self.client.set_tag(self.parent, "hpsearch.best_run_id", self.runs.get(best.number, ""))
             for key, value in {"val_loss": best.val_loss, **best.metrics}.items():
                 self.client.log_metric(self.parent, f"best_{key}", finite(value), step=best.number)
-            if event.default is not None and event.default.val_loss is not None:
-                self.client.log_metric(self.parent, "default_val_loss", finite(event.default.val_loss))
+            usual = event.default
+            scores = {key: score_of(key, usual.val_loss, usual.metrics) for key in (best.objective, "val_loss")} if usual else {}
+            for key, score in scores.items():
+                if score is not None:
+                    self.client.log_metric(self.parent, f"default_{key}", finite(score))
         self.flush()
         for number in self.trials:
             if number in self.runs:
@@ -334,6 +342,11 @@ class Mirror:
         tags |= {f"hpsearch.effective.{key}": str(value) for key, value in record.effective.items()}
         tags |= {"hpsearch.error": record.error[:4000]} if record.error else {}
         self.log(run, metrics, [RunTag(key, value) for key, value in tags.items()])
+        if record.per_class:
+            names = self.classes or [str(i) for i in range(len(record.per_class["recall"]))]
+            each = zip(*record.per_class.values(), strict=True)
+            table = {name: dict(zip(record.per_class, values, strict=True)) for name, values in zip(names, each, strict=True)}
+            self.client.log_dict(run, table, "per_class.json")
         self.client.set_terminated(run, STATUS[record.status], stamp(ended))
 
     def log(self, run: str, metrics: list[Metric], tags: Any = ()) -> None:

@@ -201,6 +201,17 @@ class DataReport:
         return cls(values["data"], tuple(values["classes"]), counts, values["left_out"], findings, dict(values["facts"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was made ready before the first trial."""
+
+    blocks: int  # of the model, before its head; 0 without a model
+    report: DataReport
+    index: str  # file that says which image belongs to which split; "" for embedded data
+    digest: str  # of pixels, labels and splits; "" when they could not be divided
+    weights: str  # which weights were loaded, and what of them did not fit
+
+
 # ---------------------------------------------------------------- what the orchestrator saw
 
 

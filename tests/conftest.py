@@ -11,11 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
+os.environ["HPSEARCH_CACHE"] = tempfile.mkdtemp(prefix="hpsearch-cache-")
+
 # A runner in the background has SIGINT ignored, and so would every process that a test starts and then interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache():
+    """The cache of decoded images that all tests share; removed at the end."""
+    yield os.environ["HPSEARCH_CACHE"]
+    shutil.rmtree(os.environ["HPSEARCH_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

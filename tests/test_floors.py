@@ -26,10 +26,12 @@ OWNERS = {
     "scipy": ("hpsearch.report",),
     "jinja2": ("hpsearch.report",),
     "click": ("hpsearch.cli",),
-    "rich": ("hpsearch.terminal", "hpsearch.cli"),
+    "rich": ("hpsearch.terminal", "hpsearch.printing", "hpsearch.cli"),
     "yaml": ("hpsearch.yamlfile",),
     "pydantic": ("hpsearch.spec",),
-    "filelock": ("hpsearch.search.store", "hpsearch.machine"),
+    "filelock": ("hpsearch.search.store", "hpsearch.machine", "hpsearch.finetune.shelf"),
+    "pyarrow": ("hpsearch.finetune.manifests",),
+    "psutil": ("hpsearch.machine",),
 }
 TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKING
 
@@ -42,7 +44,7 @@ FLOORS = (
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
     ("hpsearch.actions",),
-    ("hpsearch.cli", "hpsearch.terminal"),
+    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing"),
 )
 LOWEST = {
     "hpsearch.errors": (),
@@ -53,7 +55,7 @@ LOWEST = {
 }
 # Rooms that may use less than everything below them.
 ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.machine"), "hpsearch.orchestrator": ("hpsearch.types",)}
-BESIDE = {("hpsearch.cli", "hpsearch.terminal")}  # neighbours on one floor, one way only
+BESIDE = {("hpsearch.cli", "hpsearch.terminal"), ("hpsearch.cli", "hpsearch.printing")}  # neighbours on one floor, one way only
 
 
 def module_name(path):

@@ -44,6 +44,8 @@ def test_every_shipped_study_is_a_study(file):
         ({"seed": 3}, "digits-tpe-s3"),
         ({"name": "mine", "seed": 3}, "mine"),
         ({"data": "/data/My Flowers/"}, "my-flowers-tpe"),
+        ({"data": "/data/My Flowers/", "model": "resnet50"}, "my-flowers-resnet50-tpe"),
+        ({"model": "nets:small"}, "digits-nets-small-tpe"),
         ({"data": "..."}, "study-tpe"),
         ({"data": "a..b"}, "a-b-tpe"),
         ({"data": "花"}, "study-tpe"),
@@ -55,7 +57,7 @@ def test_a_study_without_a_name_is_called_after_data_sampler_and_seed(values, na
 
 
 @settings(deadline=None)
-@given(st.text(), st.sampled_from(SAMPLERS), st.integers(0, 2**31 - 1))
+@given(st.text(min_size=1), st.sampled_from(SAMPLERS), st.integers(0, 2**31 - 1))
 def test_a_made_up_name_is_always_a_valid_one(data, sampler, seed):
     assert check_study_name(StudySpec(data=data, sampler=sampler, seed=seed).study_name())
 
@@ -83,7 +85,7 @@ BAD = [
     ({"on": 1}, "unknown key 'on': "),
     ({"pruner": {"int": 1}}, "unknown key 'pruner.int': "),
     ({"pruner": {"warm_up": 0.1}}, "unknown key 'pruner.warm_up': did you mean 'warmup'?"),
-    ({"split": {"val_image": 1}}, "unknown key 'split.val_image': did you mean 'val_images'?"),
+    ({"split": {"train_per_clas": 1}}, "unknown key 'split.train_per_clas': did you mean 'train_per_class'?"),
     ({"space": {"droput": 0.1}}, "unknown hyperparameter 'space.droput': did you mean 'dropout'?"),
     ({"space": {"dropout": {"lo": 0, "high": 1}}}, "unknown key 'space.dropout.lo': did you mean 'low'?"),
     ({"sampler": "tpee"}, "unknown sampler 'tpee': did you mean 'tpe'?"),
@@ -112,7 +114,22 @@ BAD = [
     ({"workers": -3}, "workers must be 'auto' or 1 to 1024, got -3"),
     ({"workers": "two"}, "workers: input should be 'auto'"),
     ({"workers": True}, "workers: must be a number, got true"),
-    ({"objective": "accuracy"}, "objective: input should be 'val_loss'"),
+    ({"objective": "acuracy"}, "unknown objective 'acuracy': did you mean 'accuracy'?"),
+    ({"objective": True}, "must be the name of an objective, got True; known: val_loss"),
+    ({"data": ""}, "data: string should have at least 1 character"),
+    ({"split": {"val": 1.5}}, "split.val: must be a share such as 0.15 or a whole number of images, got 1.5"),
+    ({"split": {"val": -0.1}}, "split.val: must be a share"),
+    ({"split": {"test": "half"}}, "split.test: must be a share"),
+    ({"split": {"test": True}}, "split.test: must be a number, got true"),
+    ({"split": 0.2}, "split: input should be a valid dictionary"),
+    ({"bad_files": 2}, "bad_files: input should be less than or equal to 1"),
+    ({"preprocess": {"sise": 64}}, "unknown key 'preprocess.sise': did you mean 'size'?"),
+    ({"preprocess": {"size": 224, "resize": 200}}, "resize 200 is smaller than size 224"),
+    ({"preprocess": {"mean": [0.5, 0.5]}}, "mean takes 1 value (gray) or 3"),
+    ({"preprocess": {"mean": [0.5], "std": [0.5, 0.5, 0.5]}}, "mean and std must have as many values"),
+    ({"preprocess": {"std": [0]}}, "std must be greater than 0"),
+    ({"preprocess": {"interpolation": "lanczos"}}, "preprocess.interpolation: input should be 'nearest', 'bilinear' or 'bicubic'"),
+    ({"space": {"dropout": "all"}}, "space.dropout must be a number, got 'all'"),
     ({"data": None}, "data: input should be a valid string"),
     ({"name": 5}, "name: input should be a valid string"),
     ({"space": None}, "space: "),
@@ -237,6 +254,43 @@ def test_a_setting_never_changes_the_built_in_ranges():
     assert dict(space.DEFAULTS) == before
 
 
+# ---------------------------------------------------------------- what depends on data and model
+
+
+def test_a_split_keeps_what_it_leaves_out_of_its_datas_default():
+    assert parse_spec({}).split == SplitSpec(train_per_class=5, val=400)
+    assert parse_spec({"split": {"train_per_class": 2}}).split == SplitSpec(train_per_class=2, val=400)
+    assert parse_spec({"data": "photos"}).split == SplitSpec(val=0.15, test=0.15)
+    assert parse_spec({"data": "photos", "split": {"train_per_class": 9}}).split == SplitSpec(train_per_class=9, val=0.15)
+    assert parse_spec({"data": "photos", "split": {"test": 0}}).split == SplitSpec(val=0.15, test=0)
+    assert load_spec(None, ["split.val=0.3"], {"data": "photos"}).split == SplitSpec(val=0.3, test=0.15)
+
+
+def test_a_model_for_photographs_has_its_own_default_space():
+    small, large = parse_spec({}), parse_spec({"model": "resnet50"})
+    assert {p.name: p.default for p in large.parameters()}["batch_size"] == 32
+    assert small.parameters() != large.parameters()
+    changed = load_spec(None, ["space.batch_size.default=16"], {"model": "resnet50"})
+    assert next(p for p in changed.parameters() if p.name == "batch_size").choices == (16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    "entry", ["all", {"value": "all"}, ["all"], {"low": 0, "high": "all", "grid": [0, 17, "all"]}, {"low": "all", "high": "all"}]
+)
+def test_all_layers_are_the_models_own_number_once_that_is_known(entry):
+    spec = parse_spec({"model": "resnet50", "space": {"frozen_layers": entry}}).bound(17)
+    frozen = next(p for p in spec.parameters() if p.name == "frozen_layers")
+    assert 17 in (frozen.high, *frozen.choices)
+    assert frozen.grid in ((), (0, 17))
+    assert parse_spec(spec.resolved()).bound(17).digest() == spec.digest()
+
+
+@pytest.mark.parametrize("entry", [18, [0, 18], {"low": 0, "high": 18}])
+def test_more_frozen_layers_than_the_model_has_are_refused(entry):
+    with pytest.raises(FixInput, match="goes up to 18, but resnet50 has 17 blocks"):
+        parse_spec({"model": "resnet50", "space": {"frozen_layers": entry}}).bound(17)
+
+
 # ---------------------------------------------------------------- identity
 
 
@@ -253,7 +307,11 @@ def test_the_session_may_change_without_changing_the_study():
         {"seed": 1},
         {"sampler": "random"},
         {"pruner": "none"},
-        {"split": {"val_images": 300}},
+        {"split": {"val": 300}},
+        {"objective": "f1"},
+        {"preprocess": {"size": 32}},
+        {"weights": "none"},
+        {"model": "resnet18"},
         {"space": {"dropout": 0.1}},
         {"data": "x"},
         {"threads": 2},

@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from typing import Any
 
 from hpsearch.errors import FixSetup
+from hpsearch.executors.aside import Say, call
 from hpsearch.executors.worker import KernelRef, drive, failures, ready, wants_answer
 from hpsearch.machine import ignore_signals
 from hpsearch.types import Job, Message, Outcome
@@ -53,8 +56,8 @@ class ProcessExecutor:
     does not survive a fork. A worker that dies is replaced, and its trials end as FAILED.
     """
 
-    def __init__(self, ref: KernelRef, workers: int, threads: int = 1, preload: tuple[str, ...] = ()) -> None:
-        self.ref, self.workers = ref, workers
+    def __init__(self, ref: KernelRef | None, workers: int, threads: int = 1, preload: tuple[str, ...] = ()) -> None:
+        self.ref, self.workers = ref, workers  # the kernel may be named later, before start()
         # Read when libraries load, so the server must be born with them.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self.context = multiprocessing.get_context("forkserver")
@@ -64,7 +67,12 @@ class ProcessExecutor:
 
     def start(self) -> None:
         """Fork the workers; waits for the server's imports."""
+        assert self.ref is not None, "name the kernel before the workers start"
         self.seats = [self.hire(worker) for worker in range(self.workers)]
+
+    def aside(self, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None) -> Any:
+        """Call a function in a process forked from the same server, before the workers start; see `aside.call`."""
+        return call(self.context, target, config, say, stopped_by)
 
     def hire(self, worker: int) -> Seat:
         """Start one worker."""

@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from hpsearch.machine import total_memory
+
 T = TypeVar("T")
+CPU_SHARE, GPU_SHARE = 0.25, 0.4  # of all memory, for activations that trials share
 
 
 class DeviceContext:
@@ -25,6 +28,12 @@ class DeviceContext:
             self.built[key] = build()
         value: T = self.built[key]
         return value
+
+    def memory_budget(self, workers: int) -> int:
+        """Bytes that this worker may keep activations in: of all memory, not of what is free now, so that it is the same each time."""
+        if self.device.type == "cuda":
+            return int(GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory)
+        return int(CPU_SHARE * total_memory() / workers)
 
     def describe(self) -> dict[str, Any]:
         """Device and versions, JSON-able."""

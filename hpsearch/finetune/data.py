@@ -1,12 +1,14 @@
-"""The data of a study as resident tensors: decoded once, split once, shared by every trial."""
+"""The data of a study: where its pixels lie, and which image belongs to which split."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,22 +16,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hpsearch.errors import FixInput, FixSetup
+from hpsearch.finetune.images import Preprocessing
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Some rows of the images, with labels: `images` (all N, C, H, W) uint8 may be a file mapped into memory."""
 
     images: Tensor
-    labels: Tensor
+    rows: Tensor  # (n,) int64
+    labels: Tensor  # (n,) int64
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
+
+    def pixels(self, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """(m, C, H, W) uint8 of the split's chosen positions."""
+        return self.images[self.rows[chosen]]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Three stratified splits of one labelled set."""
+    """Three splits of one labelled set."""
 
     classes: tuple[str, ...]
     train: Split
@@ -38,16 +48,25 @@ class Data:
     digest: str  # of pixels, labels and splits
 
 
-def load(name: str, size: int, train_per_class: int, val_images: int, seed: int) -> Data:
-    """The data set called `name` at `size` x `size` pixels, stratified with `seed`.
+def from_index(path: Path) -> Data:
+    """The data that `prepare` left an index of: the images stay in their file, shared by all workers through the page cache."""
+    with np.load(path, allow_pickle=False) as index:
+        images = mapped(Path(str(index["images"])), tuple(index["shape"]))
+        parts = {name: Split(images, torch.from_numpy(index[f"{name}_rows"]), torch.from_numpy(index[f"{name}_labels"])) for name in SPLITS}
+        return Data(tuple(map(str, index["classes"])), **parts, digest=str(index["digest"]))
 
-    Raises FixInput when the classes are too small for the split asked for.
-    """
-    assert name == "digits", "names.check_names comes first"
-    images, labels = digits(size)
-    indices = stratify(labels, train_per_class, val_images, seed)
-    train, val, test = (Split(images[torch.from_numpy(i)], torch.from_numpy(labels[i])) for i in indices)
-    return Data(tuple("0123456789"), train, val, test, digest(train, val, test))
+
+def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Images in a file as a tensor; what is written to it stays in this process (torch wants memory that may be written)."""
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
+
+
+def save_index(path: Path, images: Path, shape: Sequence[int], data: Data) -> None:
+    """Write what `from_index` reads."""
+    parts = {f"{name}_{what}": getattr(getattr(data, name), what).numpy() for name in SPLITS for what in ("rows", "labels")}
+    np.savez(
+        path, images=np.array(str(images)), shape=np.array(shape), classes=np.array(data.classes), digest=np.array(data.digest), **parts
+    )
 
 
 def digits(size: int) -> tuple[Tensor, np.ndarray]:
@@ -67,37 +86,104 @@ def digits(size: int) -> tuple[Tensor, np.ndarray]:
     return large.round().clamp(0, 255).to(torch.uint8), labels.astype(np.int64)
 
 
-def stratify(labels: np.ndarray, train_per_class: int, val_images: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Indices of train, validation and test: `train_per_class` of each class, `val_images` in proportion, the rest.
+# ---------------------------------------------------------------- splits
 
-    Every class keeps at least one image in each split; FixInput names the first class too small for that.
+
+def divide(
+    labels: np.ndarray,
+    classes: Sequence[str],
+    split: Mapping[str, Any],
+    seed: int,
+    given: Sequence[str | None] | None = None,
+    groups: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Positions (sorted) of train, val and test.
+
+    `given` splits stay as they are. What is missing is cut from the training images, class by class, at random by `seed`: first
+    `train_per_class` for training where asked for, then shares (or numbers, in proportion to the classes) for validation and
+    test. Images of one group (copies of each other) stay together. Raises FixInput naming classes too small for that.
     """
+    given = given if given is not None else [None] * len(labels)
+    parts = {name: [i for i, s in enumerate(given) if s == name] for name in SPLITS}
+    wanted = {"val": split["val"], "test": split["test"]}
+    cut = [name for name in ("val", "test") if not parts[name] and wanted[name] != 0]
+    pool = np.array(sorted(parts["train"] + [i for i, s in enumerate(given) if s is None]), dtype=np.int64)
+    if not cut:
+        parts["train"] = list(pool)
+        return {name: np.array(sorted(part), dtype=np.int64) for name, part in parts.items()}
+    parts["train"] = []
+    groups = groups if groups is not None else np.arange(len(labels))
+    taken: dict[int, str] = {}  # group -> split
     rng = np.random.default_rng(seed)
-    train, val, test = [], [], []
-    share = val_images / len(labels)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        n_val = max(1, round(share * len(members)))
-        if len(members) < train_per_class + n_val + 1:
-            raise FixInput(
-                f"class {label} has {len(members)} images: too few for {train_per_class} training, {n_val} validation "
-                "and 1 test image; lower data.train_per_class or data.val_images"
-            )
-        train.append(members[:train_per_class])
-        val.append(members[train_per_class : train_per_class + n_val])
-        test.append(members[train_per_class + n_val :])
-    return tuple(np.sort(np.concatenate(part)) for part in (train, val, test))
+    for label in range(len(classes)):
+        members = rng.permutation(pool[labels[pool] == label])
+        quota = quotas(classes[label], len(members), len(pool), split, cut)
+        copies: dict[int, list[int]] = {}  # group -> its images, in the order drawn
+        for member in members.tolist():
+            copies.setdefault(int(groups[member]), []).append(member)
+        for group, images in copies.items():
+            part = taken.get(group) or next((name for name, n in quota.items() if n > 0), None)
+            if part is not None:  # else: beyond what train_per_class and the shares ask for
+                taken[group] = part
+                quota[part] = quota.get(part, 0) - len(images)
+                parts[part] += images
+    return {name: np.array(sorted(part), dtype=np.int64) for name, part in parts.items()}
 
 
-def digest(*splits: Split) -> str:
-    """BLAKE2b over pixels and labels of the splits, in hexadecimal (16 characters)."""
-    h = hashlib.blake2b(digest_size=8)
-    for split in splits:
-        h.update(split.images.numpy().tobytes())
-        h.update(split.labels.numpy().tobytes())
+def quotas(name: str, members: int, pool: int, split: Mapping[str, Any], cut: Sequence[str]) -> dict[str, int]:
+    """How many images of one class go where, in the order in which they are dealt; FixInput when the class is too small."""
+
+    def wanted(part: str) -> int:
+        value = float(split[part])
+        share = value if value < 1 else value / pool
+        return max(1, round(share * members))
+
+    per_class = split["train_per_class"]
+    numbers = {part: wanted(part) for part in cut if split[part] is not None}
+    rest = "test" if per_class and "test" in cut and split["test"] is None else "train"
+    needed = sum(numbers.values()) + (per_class or 1) + (rest == "test")
+    if members < needed:
+        told = ", ".join(f"{n} {word}" for n, word in ((per_class or 1, "training"), *((n, SPLIT_WORDS[p]) for p, n in numbers.items())))
+        raise FixInput(
+            f"class {name} has {members} images: too few for {told}{' and 1 test' if rest == 'test' else ''} image(s); "
+            "add images, remove the class, or lower split.val, split.test or split.train_per_class"
+        )
+    dealt = {"train": per_class} if per_class else {}
+    return {**dealt, **numbers, **({rest: members} if rest not in dealt else {})}
+
+
+SPLIT_WORDS = {"val": "validation", "test": "test"}
+
+
+def data_digest(pixels: str, labels: np.ndarray, parts: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:
+    """BLAKE2b over a digest of the pixels, labels, classes and splits, in hexadecimal (16 characters)."""
+    h = hashlib.blake2b("\n".join((pixels, *classes)).encode("utf-8", "surrogateescape"), digest_size=8)
+    for array in (labels, *(parts[name] for name in SPLITS)):
+        h.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
     return h.hexdigest()
 
 
-def normalise(images: Tensor, mean: float, std: float) -> Tensor:
-    """uint8 (N, C, H, W) to float32 with the mean and standard deviation the pretrained weights expect."""
-    return images.float().div_(255).sub_(mean).div_(std)
+def assemble(images: Tensor, labels: np.ndarray, classes: Sequence[str], parts: Mapping[str, np.ndarray], pixels: str) -> Data:
+    """Splits over one store of images; `pixels` is a digest of its content."""
+    splits = {name: Split(images, torch.from_numpy(parts[name]), torch.from_numpy(labels[parts[name]])) for name in SPLITS}
+    return Data(tuple(classes), **splits, digest=data_digest(pixels, labels, parts, classes))
+
+
+def embedded(pre: Preprocessing, split: Mapping[str, Any], seed: int) -> Data:
+    """The embedded digits at the size and number of channels that a model wants, divided."""
+    images, labels = digits(pre.size)
+    images = images.expand(-1, pre.channels, -1, -1)
+    classes = tuple("0123456789")
+    parts = divide(labels, classes, split, seed)
+    return assemble(images, labels, classes, parts, hashlib.blake2b(images.numpy().tobytes(), digest_size=8).hexdigest())
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (N, C, H, W) to float32 with the mean and standard deviation that the pretrained weights expect, per channel."""
+    shape = (1, len(mean), 1, 1)
+    return (
+        images.float()
+        .div_(255)
+        .sub_(images.new_tensor(mean, dtype=torch.float32).view(shape))
+        .div_(images.new_tensor(std, dtype=torch.float32).view(shape))
+    )

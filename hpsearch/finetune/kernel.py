@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune import metrics, models, optim
 from hpsearch.finetune.context import DeviceContext
+from hpsearch.finetune.features import Features, Reader
+from hpsearch.finetune.images import Preprocessing
 from hpsearch.seeds import seed_for
-from hpsearch.types import Facts, Job, Outcome, Params, Progress, Session, Status, Trial
-
-EVAL_BATCH = 128  # images; small enough for a core's cache
+from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Trial, score_of
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,22 @@ class Resident:
     """What all trials of a study share on the device."""
 
     model: models.FineTuneModel
-    initial: dict[str, Tensor]  # state at the start of every trial; its new head is the study's
-    x_train: Tensor  # (N_train, C, H, W) float32, normalised
+    initial: dict[str, Tensor]  # the network's state at the start of every trial; its new head is the study's
+    preprocessing: Preprocessing
+    weights: str  # which were loaded, and what of them did not fit
+    data: datasets.Data
+    features: Features
     y_train: Tensor  # (N_train,)
-    x_val: Tensor
     y_val: Tensor
-    digest: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The best epoch so far, and the weights it had."""
+
+    progress: Progress
+    state: dict[str, Tensor]  # outside the frozen blocks
+    confusion: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,12 @@ class Recipe:
 class FineTuneKernel:
     """Fine-tunes one architecture on one data set; `config` is JSON-able and holds the study's fixed part.
 
-    Keys: data, split, model, weights, seed, space, folder (for checkpoints), device, threads.
+    Keys: those of a resolved study, and index (from `prepare`), folder (for checkpoints), device, threads, workers, memory [bytes].
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.seed = int(config["seed"])
+        self.seed, self.objective = int(config["seed"]), str(config["objective"])
         self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)))
 
     def resident(self) -> Resident:
@@ -82,44 +92,45 @@ class FineTuneKernel:
         return self.context.fetch("resident", self.load)
 
     def load(self) -> Resident:
-        """Decode, split, normalise, and load the pretrained weights; raises FixInput or FixSetup."""
+        """Open the prepared data and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
-        arch = models.ARCHITECTURES[cfg["model"]]
-        split = cfg["split"]
-        data = datasets.load(cfg["data"], arch.size, split["train_per_class"], split["val_images"], self.seed)
-        self.data = data
-        pretrained = cfg["weights"] != "none"
-        model, initial = models.initial_state(cfg["model"], len(data.classes), pretrained, seed_for(self.seed, 0, "head"))
+        overrides = {k: v for k, v in cfg["preprocess"].items() if v is not None}
+        pre = models.preprocessing(cfg["model"], cfg["weights"], overrides)
+        data = datasets.from_index(Path(cfg["index"])) if cfg.get("index") else datasets.embedded(pre, cfg["split"], self.seed)
+        built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), overrides)
         # channels_last: training a little, evaluation up to 1.7 times faster on this CPU (studies/LOG.md); GPUs want it too.
-        model.to(device).to(memory_format=torch.channels_last)
-        tensors = {
-            f"x_{n}": datasets.normalise(s.images.to(device), arch.mean, arch.std).contiguous(memory_format=torch.channels_last)
-            for n, s in (("train", data.train), ("val", data.val))
-        }
+        model = built.model.to(device).to(memory_format=torch.channels_last)
+        workers = cfg["workers"] if isinstance(cfg.get("workers"), int) else 1
+        memory = int(cfg.get("memory") or self.context.memory_budget(workers))
         return Resident(
             model,
-            {k: v.to(device) for k, v in initial.items()},
+            {k: v.to(device) for k, v in built.initial.items()},
+            pre,
+            built.matched.text(),
+            data,
+            Features(model, data, pre, device, memory),
             y_train=data.train.labels.to(device),
             y_val=data.val.labels.to(device),
-            digest=data.digest,
-            **tensors,
         )
 
     def facts(self) -> Facts:
         """Load everything and describe it."""
         r = self.resident()
+        model, data = r.model, r.data
         return Facts(
             {
                 "model": self.config["model"],
-                "weights": self.config["weights"],
-                "parameters": sum(p.numel() for p in r.model.parameters()),
-                "blocks": len(r.model.blocks),
+                "weights": r.weights,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "blocks": len(model.blocks),
+                "shares_frozen_features": model.cacheable or model.reason,
+                "image_size": r.preprocessing.size,
                 "data": self.config["data"],
-                "classes": list(self.data.classes),
-                "train_images": len(self.data.train),
-                "val_images": len(self.data.val),
-                "test_images": len(self.data.test),
-                "data_digest": r.digest,
+                "classes": list(data.classes),
+                "train_images": len(data.train),
+                "val_images": len(data.val),
+                "test_images": len(data.test),
+                "data_digest": data.digest,
                 **self.context.describe(),
             }
         )
@@ -137,95 +148,96 @@ class FineTuneKernel:
         start = time.monotonic()
         recipe, r = Recipe.of(trial.params), self.resident()
         model, k = r.model, recipe.frozen_layers
-        model.load_state_dict(r.initial)
+        model.restore(r.initial)
         model.dropout.rate = torch.tensor(recipe.dropout, device=self.context.device)
         model.dropout.generator = self.generator(trial.number, "dropout")
         shuffle = self.generator(trial.number, "shuffle", device="cpu")
         learning_rate = torch.tensor(recipe.learning_rate, device=self.context.device)
         optimiser = optim.AdamW(model.freeze(k), learning_rate, recipe.weight_decay)
 
-        cut_train, cut_val = self.cut(r, k)
-        batches = epoch_batches(len(r.y_train), recipe.batch_size)
+        inputs = r.features.at(k)
+        train, images = inputs["train"], inputs["train"].images
+        batches = epoch_batches(images, recipe.batch_size)
         steps, step, largest = recipe.epochs * batches, 0, 0
-        best: Progress | None = None
-        kept: dict[str, Tensor] = {}
+        best: Kept | None = None
         for epoch in range(1, recipe.epochs + 1):
             model.freeze(k)
+            torch.manual_seed(seed_for(self.seed, trial.number, f"epoch {epoch}"))  # the network's own dropouts draw from there
             losses = torch.zeros((), device=self.context.device)
-            order = torch.randperm(len(r.y_train), generator=shuffle).to(self.context.device)
+            order = torch.randperm(images, generator=shuffle).to(self.context.device)
+            begun = time.monotonic()
             for chosen in order.tensor_split(batches):
                 factor = optim.warmup_cosine(step, steps, warmup=batches)
                 learning_rate.fill_(recipe.learning_rate * factor)
-                loss = F.cross_entropy(model.suffix(cut_train[chosen], k), r.y_train[chosen])
+                loss = F.cross_entropy(model.suffix(train.read(chosen), k), r.y_train[chosen])
                 largest = max(largest, len(chosen))
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 losses += loss.detach()
                 step += 1
-            scores = self.evaluate(r, cut_val, k)
+            train_loss = (losses / batches).item()
+            rate = images / max(time.monotonic() - begun, 1e-9)
+            scores, confusion = self.evaluate(r, inputs["val"], k)
             now = Progress(
                 trial.number,
                 epoch,
                 recipe.epochs,
                 scores.pop("loss"),
-                (losses / batches).item(),
+                train_loss,
                 scores | {"learning_rate": learning_rate.item()},
                 time.monotonic() - start,
+                rate,
             )
             if not (math.isfinite(now.val_loss) and math.isfinite(now.train_loss)):
                 yield (diverged(now, recipe),)
                 return
-            if best is None or now.val_loss < best.val_loss:
-                best, kept = now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}
+            if best is None or self.rank(now) < self.rank(best.progress):
+                best = Kept(now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}, confusion)
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
             if trial.number in stop:
                 break
         assert best is not None  # epochs >= 1
         finished = epoch == recipe.epochs and trial.number not in stop
         used = effective(recipe, model, optimiser, largest, steps // batches)
-        yield (self.outcome(trial, best, now, kept, used, finished),)
+        yield (self.outcome(trial, best, now, used, finished),)
 
-    def cut(self, r: Resident, k: int) -> tuple[Tensor, Tensor]:
-        """Activations of the k frozen blocks for all training and validation images, computed once per k.
+    def rank(self, progress: Progress) -> tuple[float, float]:
+        """What makes an epoch's weights the ones to keep, less being better: the objective, then the validation loss."""
+        score = score_of(self.objective, progress.val_loss, progress.metrics)
+        if score is None:
+            raise ValueError(f"this data has no {self.objective}: choose another objective")
+        return OBJECTIVES[self.objective] * score, progress.val_loss
 
-        Call it on a model that still holds its initial state: frozen blocks never change, so all trials share these.
-        """
-
-        def build() -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                train, val = (torch.cat([r.model.prefix(x, k) for x in part.split(EVAL_BATCH)]) for part in (r.x_train, r.x_val))
-            return train, val
-
-        return self.context.fetch(("cut", k), build)
-
-    def evaluate(self, r: Resident, cut_val: Tensor, k: int) -> dict[str, float]:
-        """Loss and scores on the validation split, in eval mode."""
+    def evaluate(self, r: Resident, val: Reader, k: int) -> tuple[dict[str, float], Tensor]:
+        """Scores and confusion matrix on the validation split, in eval mode."""
         r.model.eval()
         with torch.no_grad():
-            logits = torch.cat([r.model.suffix(x, k) for x in cut_val.split(EVAL_BATCH)])
+            logits = torch.cat([r.model.suffix(val.read(chosen), k) for chosen in r.features.batches(val.images)])
             return metrics.evaluate(logits, r.y_val)
 
-    def outcome(self, trial: Trial, best: Progress, last: Progress, kept: dict[str, Tensor], used: Params, finished: bool) -> Outcome:
+    def outcome(self, trial: Trial, best: Kept, last: Progress, used: Params, finished: bool) -> Outcome:
         """The result of a trial that was not cut short by an error; writes the whole model of a finished one."""
-        checkpoint = None
+        checkpoint, kept = None, best.progress
+        per_class: PerClass = metrics.per_class(best.confusion) if finished else {}
         if finished and self.config.get("folder"):
             path = Path(self.config["folder"]) / f"trial-{trial.number:04d}.safetensors"
-            r, arch = self.resident(), models.ARCHITECTURES[self.config["model"]]
-            about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed")}
-            about |= {"classes": list(self.data.classes), "size": arch.size, "mean": arch.mean, "std": arch.std, "data_digest": r.digest}
-            about |= {"trial": trial.number, "epoch": best.epoch, "val_loss": best.val_loss, "params": dict(trial.params)}
-            save_weights({**r.initial, **kept}, path, {"hpsearch": json.dumps(about)})
+            r = self.resident()
+            about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed", "objective")}
+            about |= {"classes": list(r.data.classes), "preprocessing": asdict(r.preprocessing), "data_digest": r.data.digest}
+            about |= {"trial": trial.number, "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
+            save_weights({**r.initial, **best.state}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
         return Outcome(
             trial.number,
             Status.COMPLETE if finished else Status.PRUNED,
-            val_loss=best.val_loss,
-            epoch=best.epoch,
+            val_loss=kept.val_loss,
+            epoch=kept.epoch,
             seconds=last.seconds,
-            metrics=best.metrics,
+            metrics=kept.metrics,
             effective=used,
             checkpoint=checkpoint,
+            per_class=per_class,
         )
 
     def generator(self, number: int, purpose: str, device: str | None = None) -> torch.Generator:
@@ -250,7 +262,7 @@ def effective(recipe: Recipe, model: models.FineTuneModel, optimiser: optim.Adam
         "epochs": epochs,
         "weight_decay": optimiser.groups[0][1],
         "dropout": model.dropout.rate.item(),
-        "frozen_layers": sum(not any(p.requires_grad for p in block.parameters()) for block in model.blocks),
+        "frozen_layers": model.frozen(),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def configuration(view: StudyView) -> Grid:
     rows = []
     for name, best, used, default, ranged, edge in frame.itertuples(index=False):
         remark = f"on the {edge} edge: widen it" if edge else ""
-        if used != best:
+        if used != best and not near(used, best):
             remark = f"trained with {number(used)}" + (f"; {remark}" if remark else "")
         changed = "changed" if best is not None and best != default else ""
         styled = (
@@ -139,6 +140,11 @@ def configuration(view: StudyView) -> Grid:
         copy=recipe,
         copy_title="A study file that trains this configuration again" if recipe else "",
     )
+
+
+def near(used: object, best: object) -> bool:
+    """Whether two values are one, but for single precision."""
+    return isinstance(used, (int, float)) and isinstance(best, (int, float)) and math.isclose(used, best, rel_tol=1e-6)
 
 
 def recipe_yaml(view: StudyView) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.report import tables
-from hpsearch.report.words import Card, number, several
+from hpsearch.report.words import Card, number, percent, several
 from hpsearch.types import DataReport
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")  # in this order; others after them
 LEVELS = ("error", "warning", "note")  # worst first
+FACTS = {  # what a check measured, in words; a share
+    "majority_share": "always guessing the largest class is right in",
+    "smallest_difference": "smallest difference in accuracy that validation can show",
+    "neighbour_accuracy": "labels that agree with their neighbours in the frozen features",
+}
 CLASS_COLUMNS = ("images", "precision", "recall", "f1")
 
 
@@ -46,7 +51,8 @@ def split_column(split: str) -> str:
 def data_facts(report: DataReport) -> pd.DataFrame:
     """What the check counted and measured, one fact a row."""
     images = [(f"images: {split}", str(sum(report.counts[split]))) for split in splits(report)]
-    known = [(key, number(value)) for key, value in report.facts.items() if value is not None]
+    shares = [(text, percent(report.facts[key])) for key, text in FACTS.items() if report.facts.get(key) is not None]
+    known = [*shares, *((k.replace("_", " "), number(v)) for k, v in report.facts.items() if v is not None and k not in (*FACTS, "images"))]
     counted = [("data", report.data), ("classes", str(len(report.classes))), *images, ("files left out", str(report.left_out))]
     return tables.frame([*counted, *known], ["fact", "value"])
 

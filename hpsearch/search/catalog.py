@@ -42,7 +42,7 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     spec = stored.get("spec", {})
     fixed = {k: v["value"] for k, v in spec.get("space", {}).items() if "value" in v}
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
-    return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed) for t in trials))
+    return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed, spec.get("objective", "val_loss")) for t in trials))
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

@@ -24,7 +24,7 @@ from hpsearch.search.store import Writer
 from hpsearch.seeds import seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import SESSION, StudySpec
-from hpsearch.types import Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
@@ -36,8 +36,8 @@ class OptunaSearcher:
     """One study: a working copy in memory, carried to `storage` by a writer thread.
 
     Pruning compares trials at equal progress: epochs is itself searched, and the fourth of 5 epochs is not the fourth of
-    15. So reports are made in percent of the planned epochs, with the best validation loss so far, which is what a trial
-    scores.
+    15. So reports are made in percent of the planned epochs, with the best validation loss so far; negated where the
+    objective is to be maximised, since Optuna compares reports in the study's direction.
     """
 
     def __init__(self, spec: StudySpec, storage: RDBStorage) -> None:
@@ -50,7 +50,11 @@ class OptunaSearcher:
         self.study_id = open_study(storage, spec)
         self.uid: str = storage.get_study_user_attrs(self.study_id)[RECORD]["uid"]
         self.memory = InMemoryStorage()
-        self.study = optuna.create_study(storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner))
+        self.sign = OBJECTIVES[spec.objective]
+        direction = direction_of(spec.objective)
+        self.study = optuna.create_study(
+            storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner), direction=direction
+        )
         self.ids: dict[int, int] = {}  # trial number -> id in the storage; the writer's thread adds to it
         self.curves: dict[int, list[dict[str, float]]] = {}
         self.best: dict[int, float] = {}  # best validation loss so far of live trials
@@ -122,7 +126,7 @@ class OptunaSearcher:
             return False
         memory_id = self.memory_id(number)
         for tick in range(before + 1, done + 1):
-            self.memory.set_trial_intermediate_value(memory_id, tick * 100 // TICKS, best)
+            self.memory.set_trial_intermediate_value(memory_id, tick * 100 // TICKS, self.sign * best)
         if progress.epoch >= progress.epochs or self.trials[number].origin == "default":  # the yardstick is never cut short
             return False
         return bool(self.study.pruner.prune(self.study, self.memory.get_trial(memory_id)))
@@ -146,12 +150,14 @@ class OptunaSearcher:
             curve=self.curves.pop(number),
             checkpoint=outcome.checkpoint,
             error=outcome.error,
+            objective=self.spec.objective,
+            per_class=dict(outcome.per_class),
         )
         self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
         if "accuracy" in record.metrics:  # for whoever looks with Optuna's dashboard
             self.memory.set_trial_user_attr(memory_id, "accuracy", record.metrics["accuracy"])
         if outcome.status is Status.COMPLETE:
-            self.study.tell(number, outcome.val_loss)
+            self.study.tell(number, record.score)
         elif outcome.status is Status.PRUNED:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
@@ -165,7 +171,7 @@ class OptunaSearcher:
     def records(self) -> Iterator[TrialRecord]:
         """Every trial so far, in order of number."""
         for trial in self.memory.get_all_trials(self.study._study_id, deepcopy=False):
-            yield record_of(trial, self.fixed)
+            yield record_of(trial, self.fixed, self.spec.objective)
 
     def remaining(self, budget: int) -> int:
         """How many trials may still be asked for: interrupted ones, and what the study lacks to `budget` in all."""
@@ -240,8 +246,11 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     name = spec.study_name()
     try:
         study_id = storage.get_study_id_from_name(name)
+        if not storage.get_n_trials(study_id) and storage.get_study_directions(study_id) != [direction_of(spec.objective)]:
+            storage.delete_study(study_id)  # made by a command that failed before its first trial, with another objective
+            raise KeyError
     except KeyError:
-        study_id = storage.create_new_study([StudyDirection.MINIMIZE], name)
+        study_id = storage.create_new_study([direction_of(spec.objective)], name)
         storage.set_study_user_attr(study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest()})
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
@@ -258,6 +267,11 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         )
     storage.set_study_user_attr(study_id, RECORD, stored | {"spec": spec.resolved(), "digest": spec.digest()})
     return study_id
+
+
+def direction_of(objective: str) -> StudyDirection:
+    """Which way Optuna is to go."""
+    return StudyDirection.MINIMIZE if OBJECTIVES[objective] > 0 else StudyDirection.MAXIMIZE
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
@@ -301,6 +315,7 @@ def extras(record: TrialRecord) -> dict[str, Any]:
     """What of a record Optuna has no column for, JSON-able."""
     return {
         "status": record.status.value,
+        "val_loss": record.val_loss,
         "origin": record.origin,
         "attempt": record.attempt,
         "best_epoch": record.best_epoch,
@@ -312,10 +327,11 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "curve": list(record.curve),
         "checkpoint": record.checkpoint,
         "error": record.error,
+        "per_class": dict(record.per_class),
     }
 
 
-def record_of(trial: FrozenTrial, fixed: Params) -> TrialRecord:
+def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
     """A stored trial as a record."""
     more: dict[str, Any] = trial.user_attrs.get(RECORD, {})
     blank = TrialRecord(
@@ -334,5 +350,6 @@ def record_of(trial: FrozenTrial, fixed: Params) -> TrialRecord:
         curve=(),
         checkpoint=None,
         error=None,
+        objective=objective,
     )
     return replace(blank, **{k: v for k, v in more.items() if k != "status"})

@@ -6,6 +6,7 @@ in memory and this module carries every change to the storage, in order, off the
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -119,7 +120,7 @@ def check_sqlite(path: Path, create: bool) -> None:
             raise FixSetup(f"there is no storage {path}: run a study first, or name another with --storage")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.parent / f".{path.name}.probe"
+            probe = path.parent / f".{path.name}.probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:

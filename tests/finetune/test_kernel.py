@@ -9,14 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hpsearch.finetune import kernel as kernel_module
+from hpsearch.finetune import metrics
 from hpsearch.finetune.kernel import FineTuneKernel, epoch_batches
 from hpsearch.spec import parse_spec
 from hpsearch.types import Job, Outcome, Progress, Status, Trial
 from tests.kernels import PARAMS
 
 
-def make(folder, **values):
-    return FineTuneKernel(parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu"})
+def make(folder, memory=None, **values):
+    return FineTuneKernel(parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory})
 
 
 @pytest.fixture(scope="module")
@@ -45,30 +46,37 @@ def test_every_hyperparameter_reaches_the_trainer(kernel, name, value):
 def test_frozen_blocks_are_bit_identical_afterwards_and_the_others_moved(kernel, k):
     train(kernel, frozen_layers=k, learning_rate=1e-2)
     r = kernel.resident()
-    for name, now in r.model.state_dict().items():
-        block = name.split(".")[1] if name.startswith("blocks") else "head"
-        frozen = block != "head" and int(block) < k
-        assert torch.equal(now, r.initial[name]) == frozen, name
+    for name, now in r.model.net.state_dict().items():
+        block = int(name.split(".")[1]) if name.startswith("blocks") else 6
+        assert torch.equal(now, r.initial[name]) == (block < k), name
 
 
-@pytest.mark.parametrize("k", [1, 4])
-def test_cached_activations_train_exactly_as_computing_them_each_step(kernel, k, monkeypatch):
-    cached = train(kernel, frozen_layers=k)
-    model = kernel.resident().model
-    suffix = type(model).suffix
-
-    def whole(self, x, frozen):
-        # Features here are the raw images, so the frozen prefix runs inside every step.
-        with torch.no_grad():
-            x = self.prefix(x, frozen)
-        return suffix(self, x, frozen)
-
-    monkeypatch.setattr(type(model), "suffix", whole)
-    monkeypatch.setattr(FineTuneKernel, "cut", lambda self, r, frozen: (r.x_train, r.x_val))
-    cold = train(kernel, frozen_layers=k)
-    # The prefix sees other batch sizes, which may change the order of sums in a convolution: fp32 rounding, nothing more.
-    for a, b in zip(cached[:-1], cold[:-1], strict=True):
+@pytest.mark.parametrize("k", [0, 1, 4, 6])
+def test_kept_activations_train_exactly_as_computing_them_each_step(kernel, k, tmp_path):
+    kept, passing = train(kernel, frozen_layers=k), train(make(tmp_path, memory=1), frozen_layers=k)
+    for a, b in zip(kept[:-1], passing[:-1], strict=True):
+        if k == 0:  # normalising is element by element
+            assert a.val_loss == b.val_loss
+        # The prefix sees other batch sizes, which may change the order of sums in a convolution: fp32 rounding, nothing more.
         assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
+
+
+def test_activations_that_do_not_fit_together_take_turns(tmp_path):
+    kernel = make(tmp_path)
+    r = kernel.resident()
+    sizes = {}
+    for k in (0, 3, 6):
+        r.model.freeze(k)
+        assert all(reader.kept for reader in r.features.at(k).values())
+        sizes[k] = r.features.sizes[k]
+    assert list(r.features.kept) == [0, 3, 6]
+    r.features.budget = sizes[3] + sizes[6]
+    r.model.freeze(3)
+    assert r.features.at(3)["val"].kept  # used again: now the last to go
+    r.model.freeze(4)
+    r.features.at(4)
+    assert list(r.features.kept) == [3, 4] if sizes[3] + r.features.sizes[4] <= r.features.budget else [4]
+    assert sum(sizes.get(k, r.features.sizes[k]) for k in r.features.kept) <= r.features.budget
 
 
 def test_the_kept_weights_give_the_score(kernel):
@@ -77,15 +85,26 @@ def test_the_kept_weights_give_the_score(kernel):
     state = load_file(outcome.checkpoint)
     assert state.keys() == r.initial.keys()
     assert all(torch.equal(t, r.initial[name]) for name, t in state.items() if name.startswith(("blocks.0", "blocks.1")))
-    r.model.load_state_dict(state)
-    scores = kernel.evaluate(r, r.x_val, 0)
+    r.model.restore(state)
+    scores, matrix = kernel.evaluate(r, r.features.at(0)["val"], 0)
     assert scores["loss"] == pytest.approx(outcome.val_loss, rel=1e-5)
     assert scores["accuracy"] == outcome.metrics["accuracy"]
+    assert outcome.per_class == metrics.per_class(matrix)
+    assert sum(outcome.per_class["images"]) == len(r.data.val)
     with safe_open(outcome.checkpoint, "pt") as file:
         about = json.loads(file.metadata()["hpsearch"])
     assert about["epoch"] == outcome.epoch
     assert about["classes"] == list("0123456789")
     assert about["params"]["learning_rate"] == 3e-2
+    assert about["preprocessing"]["size"] == 16
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "f1", "top5"])
+def test_the_kept_epoch_is_the_one_that_the_objective_likes_best(tmp_path, objective):
+    *progress, outcome = train(make(tmp_path, objective=objective), learning_rate=2e-2, epochs=8)
+    best = min(progress, key=lambda p: (-p.metrics[objective], p.val_loss))
+    assert outcome.epoch == best.epoch
+    assert dict(outcome.metrics) == dict(best.metrics)
 
 
 def test_a_loss_that_is_no_number_fails_the_trial_with_its_reason(kernel):
@@ -133,6 +152,7 @@ def test_the_learning_rate_ends_low_and_seconds_grow(kernel):
     assert rates[0] == pytest.approx(PARAMS["learning_rate"] * 7 / 8, rel=1e-5)  # the last of seven warm-up steps
     assert rates[1:] == sorted(rates[1:], reverse=True)
     assert rates[-1] < 1e-4
+    assert all(p.images_per_second > 0 for p in progress)
     seconds = [p.seconds for p in progress]
     assert seconds == sorted(seconds)
     assert isinstance(outcome, Outcome)

@@ -1,0 +1,66 @@
+"""One call in a process of its own: what it imports, holds in memory or crashes with stays there."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+from hpsearch.errors import FixSetup, HpsearchError, Interrupted
+from hpsearch.machine import ignore_signals
+
+Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much (0: not known)
+
+
+def call(
+    context: ForkServerContext, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None
+) -> Any:
+    """The result of `target` ("package.module:function") called with `config` and something to say progress to.
+
+    Raises what it raises, FixSetup when its process dies, and Interrupted after a signal.
+    """
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=answer, args=(theirs, target, config), name=target, daemon=True)
+    try:
+        process.start()
+        theirs.close()
+        while True:
+            if (number := stopped_by()) is not None:
+                raise Interrupted("stopped before the first trial; the same command begins again", number)
+            if ours.poll(0.2):
+                kind, value = ours.recv()
+                if kind == "done":
+                    return value
+                if kind == "error":
+                    raise value
+                say(*value)
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        remedy = "a damaged image may have crashed its decoder, or memory ran out; look at what was said last"
+        raise FixSetup(f"preparing the study ended with {cause}: {remedy}") from None
+    finally:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        ours.close()
+
+
+def answer(connection: Connection, target: str, config: Mapping[str, Any]) -> None:
+    """The other process: call, and send what came out; it ends when nobody listens any more."""
+    ignore_signals()
+    module, _, name = target.partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(config, lambda *said: connection.send(("say", said)))
+        connection.send(("done", result))
+    except HpsearchError as error:
+        connection.send(("error", error))
+    except (BrokenPipeError, ConnectionResetError):
+        return
+    except Exception:
+        connection.send(("error", FixSetup(f"preparing the study failed:\n{traceback.format_exc()}")))

@@ -1,0 +1,275 @@
+"""Before the first trial: pixels into the cache, images into splits, weights on the disk, and what is wrong with the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpsearch import __version__
+from hpsearch.errors import FixInput
+from hpsearch.finetune import checks, models
+from hpsearch.finetune import data as datasets
+from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.neighbours import Copies, Votes, find_copies, vote
+from hpsearch.finetune.pixels import cache_folder, decode_all
+from hpsearch.finetune.sources import open_source
+from hpsearch.machine import usable_cores
+from hpsearch.seeds import seed_for
+from hpsearch.types import OBJECTIVES, DataReport, Finding, Prepared
+
+Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+PLAIN = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # for checking data without a model
+LABEL_SECONDS = 30.0  # how long features for the label check may take; images beyond that are not judged
+FEW = 20  # images below which neighbours say nothing
+FEATURE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All usable images of a data set, not yet divided."""
+
+    images: np.ndarray  # (N, C, H, W) uint8
+    thumbnails: np.ndarray  # (N, 32, 32, 3) uint8
+    digests: np.ndarray  # (N,)
+    statistics: np.ndarray | None
+    labels: np.ndarray  # (N,)
+    names: list[str]
+    given: list[str | None]  # split of each, where the data says so
+    classes: tuple[str, ...]
+    content: str  # digest of pixels
+    file: Path | None = None  # where the images lie
+    bad: Sequence[tuple[str, str]] = ()
+    special: Mapping[str, Sequence[str]] | None = None
+    notes: Sequence[str] = ()
+    empty_classes: Sequence[str] = ()
+
+
+def prepare(config: Mapping[str, Any], say: Say = lambda *_: None) -> Prepared:
+    """Load, divide and check a study's data, and have its weights at hand; `config` is a resolved study.
+
+    `model` may be None: the data alone is checked. Nothing is refused here: what the report calls an error is the caller's
+    to raise. Raises FixInput or FixSetup for what is no data or no model at all.
+    """
+    torch.set_num_threads(max(1, usable_cores() // 2))  # others are starting on the same cores
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = config["model"]
+    overrides = {k: v for k, v in config.get("preprocess", {}).items() if v is not None}
+    pre = replace(PLAIN, **overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
+    loaded = load_digits(pre) if config["data"] == "digits" else load_images(config, pre, say)
+    if len(loaded.labels) == 0:
+        raise FixInput(f"none of the {len(loaded.bad):,} images in {config['data']} can be used: {told(loaded.bad)}")
+    copies = remembered_copies(loaded, device, say)
+    parts, problem = divided(loaded, copies, config)
+    built = None
+    if name is not None:
+        say(f"Loading {name}", 0, 0)
+        built = models.build(
+            name, len(loaded.classes), config["weights"], seed_for(config["seed"], 0, "head"), overrides, lambda t: say(t, 0, 0)
+        )
+    asked = [config.get(k) for k in ("data", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
+    weights = [t.float().sum().item() for t in built.initial.values()] if built else []
+    key = digest_of(__version__, loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes, name, asked, weights)
+    report = remembered(
+        cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, pre, device, say)
+    )
+    index, digest = "", ""
+    if problem is None:
+        images = datasets.mapped(loaded.file, loaded.images.shape) if loaded.file else torch.from_numpy(loaded.images)
+        data = datasets.assemble(images, loaded.labels, loaded.classes, parts, loaded.content)
+        digest = data.digest
+        if loaded.file is not None:
+            index = str(loaded.file.parent / f"split-{digest}.npz")
+            datasets.save_index(Path(index), loaded.file, loaded.images.shape, data)
+    return Prepared(len(built.model.blocks) if built else 0, report, index, digest, built.matched.text() if built else "")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_digits(pre: Preprocessing) -> Loaded:
+    """The embedded digits, gray or as three equal channels."""
+    images, labels = datasets.digits(pre.size)
+    small = datasets.digits(32)[0].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = images.expand(-1, pre.channels, -1, -1).contiguous().numpy()
+    digests = np.array([hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images.numpy()])
+    count, content = len(labels), hashlib.blake2b(images.numpy().tobytes(), digest_size=8).hexdigest()
+    return Loaded(pixels, small, digests, None, labels, [f"digits/{i}" for i in range(count)], [None] * count, tuple("0123456789"), content)
+
+
+def load_images(config: Mapping[str, Any], pre: Preprocessing, say: Say) -> Loaded:
+    """A folder, manifest, torchvision data set or the user's own function, through the pixel cache."""
+    say(f"Reading {config['data']}", 0, 0)
+    root = config.get("data_root")
+    source = open_source(config["data"], Path(root) if root else None, say)
+    decoded = decode_all(source, pre, progress=say)
+    usable = np.flatnonzero(decoded.rows >= 0)
+    items = [source.items[i] for i in usable[np.argsort(decoded.rows[usable], kind="stable")]]
+    return Loaded(
+        decoded.images,
+        decoded.thumbnails,
+        decoded.digests,
+        decoded.statistics,
+        np.array([item.label for item in items], dtype=np.int64),
+        [item.name for item in items],
+        [item.split for item in items],
+        source.classes,
+        decoded.content,
+        decoded.folder / "images.u8",
+        decoded.bad,
+        decoded.special,
+        source.notes,
+        source.empty_classes,
+    )
+
+
+def divided(loaded: Loaded, copies: Copies, config: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str | None]:
+    """Rows of each split; when classes are too small everything is training, and the reason comes with it."""
+    try:
+        return datasets.divide(loaded.labels, loaded.classes, config["split"], config["seed"], loaded.given, copies.groups), None
+    except FixInput as error:
+        nothing = np.zeros(0, dtype=np.int64)
+        return {"train": np.arange(len(loaded.labels)), "val": nothing, "test": nothing}, str(error)
+
+
+# ---------------------------------------------------------------- checking
+
+
+def look(
+    loaded: Loaded,
+    copies: Copies,
+    parts: Mapping[str, np.ndarray],
+    problem: str | None,
+    config: Mapping[str, Any],
+    built: models.Built | None,
+    pre: Preprocessing,
+    device: torch.device,
+    say: Say,
+) -> DataReport:
+    """The findings."""
+    gathered = checks.Gathered(
+        str(config["data"]),
+        loaded.classes,
+        str(config["objective"]),
+        loaded.names,
+        loaded.labels,
+        parts,
+        loaded.images,
+        loaded.statistics,
+        copies,
+        loaded.bad,
+        float(config["bad_files"]),
+        loaded.special or {},
+        loaded.notes,
+        loaded.empty_classes,
+    )
+    votes, voters, why_not = doubts(loaded, copies, config, built, pre, device, say)
+    report = checks.report(gathered, votes, voters, why_not)
+    extra = [Finding("too-small", "error", problem)] if problem else []
+    if config["objective"] not in ("val_loss", *OBJECTIVES) or (config["objective"] == "top5" and len(loaded.classes) <= 5):
+        text = f"The objective top5 says nothing with {len(loaded.classes)} classes: choose accuracy, or another."
+        extra.append(Finding("objective", "error", text))
+    kept = tuple(f for f in report.findings if not (problem and f.kind in ("no-validation", "no-test")))  # they follow from it
+    return replace(report, findings=(*extra, *kept))
+
+
+def doubts(
+    loaded: Loaded,
+    copies: Copies,
+    config: Mapping[str, Any],
+    built: models.Built | None,
+    pre: Preprocessing,
+    device: torch.device,
+    say: Say,
+) -> tuple[Votes | None, np.ndarray, str]:
+    """What the neighbours in the frozen features say of the labels: votes, on which rows, or why there are none."""
+    nobody = np.zeros(0, dtype=np.int64)
+    if built is None:
+        return None, nobody, "that takes the features of a pretrained model; name one with --model"
+    if config["weights"] == "none":
+        return None, nobody, "a network that was not pretrained has no features to judge them by"
+    order = np.random.default_rng(seed_for(config["seed"], 0, "labels")).permutation(len(loaded.labels))
+    features = some_features(built.model.to(device), loaded, order, pre, device, say)
+    rows = np.sort(order[: len(features)])
+    if len(rows) < FEW:
+        return None, nobody, f"{len(rows)} images are too few"
+    features = features[torch.from_numpy(np.argsort(order[: len(features)]))]
+    return vote(features.to(device), loaded.labels[rows], len(loaded.classes), copies.groups[rows]), rows, ""
+
+
+def some_features(
+    model: models.FineTuneModel, loaded: Loaded, order: np.ndarray, pre: Preprocessing, device: torch.device, say: Say
+) -> Tensor:
+    """(n, D) features of the first n images in `order`, as many as LABEL_SECONDS allow."""
+    model.eval()
+    out, begun = [], time.monotonic()
+    for start in range(0, len(order), FEATURE_BATCH):
+        rows = np.sort(order[start : start + FEATURE_BATCH])
+        back = np.argsort(np.argsort(order[start : start + FEATURE_BATCH]))  # files are read in order, features kept in `order`
+        pixels = torch.from_numpy(loaded.images[rows]).to(device)
+        with torch.inference_mode():
+            out.append(model.features(datasets.normalise(pixels, pre.mean, pre.std)).float().cpu()[torch.from_numpy(back)])
+        say("Looking at labels", min(start + FEATURE_BATCH, len(order)), len(order))
+        if time.monotonic() - begun > LABEL_SECONDS:
+            break
+    return torch.cat(out)
+
+
+# ---------------------------------------------------------------- remembering
+
+
+def remembered_copies(loaded: Loaded, device: torch.device, say: Say) -> Copies:
+    """Copies among the images, from the cache when these pixels have been searched before."""
+    path = cache_folder() / "checks" / f"copies-{digest_of(__version__, loaded.content)}.json"
+    try:
+        stored = json.loads(path.read_text())
+        exact, near = (tuple((int(a), int(b)) for a, b in stored[key]) for key in ("exact", "near"))
+        groups = np.array(stored["groups"], dtype=np.int64)
+        if len(groups) == len(loaded.labels):
+            return Copies(exact, near, groups, int(stored["searched"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    copies = find_copies(loaded.thumbnails, loaded.digests, device, say)
+    write_json(path, {"exact": copies.exact, "near": copies.near, "groups": copies.groups.tolist(), "searched": copies.searched})
+    return copies
+
+
+def remembered(path: Path, build: Callable[[], DataReport]) -> DataReport:
+    """A report from the cache, or built and kept there."""
+    try:
+        return DataReport.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        report = build()
+        write_json(path, asdict(report))
+        return report
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Keep values in the cache; a cache that cannot be written is no reason to stop."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(values))
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+
+
+def digest_of(*values: Any) -> str:
+    """BLAKE2b of anything that has a stable repr, in hexadecimal (16 characters)."""
+    return hashlib.blake2b(repr(values).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def told(bad: Sequence[tuple[str, str]]) -> str:
+    """The first few files that cannot be used."""
+    return "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
