@@ -180,7 +180,8 @@ def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
     """What a person should read about weights and data before the first trial."""
     embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
     warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
-    return ([] if embedded else [f"W{prepared.weights[1:]}"]) + warnings
+    slow = f"Model: {prepared.unshared}, so every step computes its frozen blocks anew"
+    return ([] if embedded else [f"W{prepared.weights[1:]}"]) + ([slow] if prepared.unshared else []) + warnings
 
 
 def same_data(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:

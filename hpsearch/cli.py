@@ -279,7 +279,7 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 @click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
 @guarded
 def check(data: str, model: str | None, weights: str | None, settings: tuple[str, ...], output: Path | None, as_json: bool) -> None:
-    """Look for what is wrong with labelled images, before time is spent on them.
+    """Look for what is wrong with labelled images.
 
     DATA is a folder, a manifest, a torchvision data set or module:function, as for `run --data`; or a study file, whose data,
     split and model are then looked at. Ends with exit code 1 when a study on this data would be refused.

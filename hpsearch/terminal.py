@@ -41,7 +41,7 @@ SHORT = {
 COLOURS = {Status.WAITING: "dim", Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
 SHOWN = 12  # trials in the live table
 SOON = 2.0  # seconds within which a step needs no announcement of its progress
-NEWS = ("Data: ", "Weights: ")  # what is worth keeping on the screen
+NEWS = ("Data: ", "Model: ", "Weights: ")  # what is worth keeping on the screen
 
 
 def brief(value: object) -> str:

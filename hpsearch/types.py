@@ -210,6 +210,7 @@ class Prepared:
     index: str  # file that says which image belongs to which split; "" for embedded data
     digest: str  # of pixels, labels and splits; "" when they could not be divided
     weights: str  # which weights were loaded, and what of them did not fit
+    unshared: str = ""  # why what frozen blocks put out cannot be shared by trials, if so
 
 
 # ---------------------------------------------------------------- what the orchestrator saw

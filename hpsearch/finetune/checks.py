@@ -178,7 +178,8 @@ def copy_findings(g: Gathered) -> Iterator[Finding]:
         leaks = [(i, j) for i, j in pairs if split[i] and split[j] and split[i] != split[j]]
         within = [(i, j) for i, j in pairs if split[i] and split[i] == split[j] and g.labels[i] == g.labels[j]]
         if torn:
-            text = f"{several(len(torn), 'pair')} of images under different labels are {word}: one label of each is wrong. Decide, and remove one."
+            text = f"{several(len(torn), 'pair')} of images under different labels are {word}: one label of each is wrong. "
+            text += "Decide, and remove one."
             yield Finding(f"{kind}-copies-labels", "warning", text, len(torn), pair_examples(g, torn, split))
         if leaks:
             text = f"{several(len(leaks), 'pair')} of images in different splits are {word}: what was learned is measured again (leakage), "
@@ -250,7 +251,7 @@ def label_findings(g: Gathered, votes: Votes | None, voters: np.ndarray, why_not
         yield Finding("labels", "note", f"Labels were not checked: {why_not}.")
         return
     if votes.accuracy < USEFUL:
-        text = f"Labels were not judged: in the frozen features the {several(10, 'nearest neighbour')} agree with only "
+        text = "Labels were not judged: in the frozen features the nearest neighbours agree with only "
         yield Finding("labels", "note", f"{text}{100 * votes.accuracy:.0f} % of the labels, too few to doubt one by.")
         return
     order = np.lexsort((votes.agreement, -votes.support))
@@ -260,15 +261,21 @@ def label_findings(g: Gathered, votes: Votes | None, voters: np.ndarray, why_not
         examples = tuple(
             Example(
                 (g.names[voters[i]],),
-                f"labelled {g.classes[g.labels[voters[i]]]}; {100 * votes.support[i]:.0f} % of its neighbours are {g.classes[votes.other[i]]}",
+                doubt(g, votes, i, int(voters[i])),
                 (preview(g.images[voters[i]]),),
             )
             for i in suspects[:SHOWN]
         )
-        text = f"{several(len(suspects), 'label')}{part} may be wrong: nearly all nearest neighbours in the frozen features carry another one. "
+        text = f"{several(len(suspects), 'label')}{part} may be wrong: nearly all nearest neighbours in the frozen features carry another. "
         yield Finding("labels", "warning", f"{text}Look at them; hard but right examples are among them.", len(suspects), examples)
     elif part:
         yield Finding("labels", "note", f"No label{part} is contradicted by its neighbours in the frozen features.")
+
+
+def doubt(g: Gathered, votes: Votes, voter: int, row: int) -> str:
+    """What the neighbours of an image say."""
+    others = f"{100 * votes.support[voter]:.0f} % of its neighbours are {g.classes[votes.other[voter]]}"
+    return f"labelled {g.classes[g.labels[row]]}; {others}"
 
 
 # ---------------------------------------------------------------- resolution
@@ -294,8 +301,8 @@ def resolution(g: Gathered, votes: Votes | None) -> Iterator[Finding]:
         return
     error = error_rate(votes)
     difference = 100 * smallest_difference(error, n)
-    text = f"With {n} validation images two trials at about {100 * (1 - error):.0f} % accuracy must differ by {difference:.1f} points to be told "
-    text += "apart (80 % power, paired); what is nearer is noise."
+    text = f"With {n} validation images two trials at about {100 * (1 - error):.0f} % accuracy must differ by {difference:.1f} points "
+    text += "to be told apart (80 % power, paired); what is nearer is noise."
     remedy = " More validation images would help (split.val), or judge by the loss, which is finer." if difference > 5 else ""
     yield Finding("resolution", "warning" if difference > 10 else "note", text + remedy, n)
 

@@ -91,7 +91,9 @@ def prepare(config: Mapping[str, Any], say: Say = lambda *_: None) -> Prepared:
         if loaded.file is not None:
             index = str(loaded.file.parent / f"split-{digest}.npz")
             datasets.save_index(Path(index), loaded.file, loaded.images.shape, data)
-    return Prepared(len(built.model.blocks) if built else 0, report, index, digest, built.matched.text() if built else "")
+    if built is None:
+        return Prepared(0, report, index, digest, "")
+    return Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), built.model.reason)
 
 
 # ---------------------------------------------------------------- loading

@@ -71,7 +71,7 @@ def torchvision_file(name: str, weights: str, say: Callable[[str], None]) -> Pat
     path = Path(torch.hub.get_dir(), "checkpoints", entry.url.rsplit("/", 1)[-1])
     if path.is_file():
         return path
-    say(f"downloading {path.name} ({entry.meta['_file_size']:.0f} MB) to {path.parent}")
+    say(f"Downloading {path.name} ({entry.meta['_file_size']:.0f} MB) to {path.parent}")
     digest = torch.hub.HASH_REGEX.search(path.name)
     patience = socket.getdefaulttimeout()
     try:

@@ -155,7 +155,7 @@ def test_doubtful_labels_are_shown_with_what_their_neighbours_say():
 
 
 def test_neighbours_that_are_often_wrong_doubt_nothing():
-    report, kinds = found(gathered(), votes_on(240, [4], accuracy=0.5))
+    _, kinds = found(gathered(), votes_on(240, [4], accuracy=0.5))
     assert "agree with only 50 % of the labels" in kinds["labels"].text
     assert kinds["labels"].count == 0
 

@@ -55,7 +55,7 @@ def test_without_a_network_the_error_says_what_to_bring_where(folder):
     env.pop("no_proxy", None), env.pop("NO_PROXY", None)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 1
-    assert done.stdout == f"downloading {FILE} (5 MB) to {folder}/hub/checkpoints\n"
+    assert done.stdout == f"Downloading {FILE} (5 MB) to {folder}/hub/checkpoints\n"
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"hpsearch.errors.FixSetup: the pretrained weights of {MODEL} are not at {folder}/hub/checkpoints/{FILE}")
     assert f"bring https://download.pytorch.org/models/{FILE} there" in error
