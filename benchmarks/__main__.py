@@ -2,10 +2,15 @@
 
 import sys
 
-from benchmarks import against_handwritten, default_study, orchestration
+from benchmarks import against_handwritten, default_study, orchestration, real_data
 from benchmarks.common import machine
 
-ALL = {"orchestration": orchestration.run, "default_study": default_study.run, "against_handwritten": against_handwritten.run}
+ALL = {
+    "orchestration": orchestration.run,
+    "default_study": default_study.run,
+    "against_handwritten": against_handwritten.run,
+    "real_data": real_data.run,
+}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(ALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,13 @@ def from_index(path: Path) -> Data:
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Images in a file as a tensor; what is written to it stays in this process (torch wants memory that may be written)."""
-    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=shape))
+    """Images in a file as a tensor that must not be written to.
+
+    The file may be larger than memory; a mapping with private writes would be refused then.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
 def save_index(path: Path, images: Path, shape: Sequence[int], data: Data) -> None:
