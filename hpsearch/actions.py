@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from hpsearch import tracking
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
 from hpsearch.spec import EMBEDDED_MODEL
-from hpsearch.types import DataReport, Prepared, Status, StudyEnded, Tracker, TrialRecord, best_record
+from hpsearch.types import DataReport, Prepared, Say, Status, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -85,14 +85,7 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
 # ---------------------------------------------------------------- run
 
 
-Say = Callable[[str, int, int], None]  # what a long step is doing, how much of it is done, of how much (0: not known)
-
-
-def quiet(text: str, done: int = 0, total: int = 0) -> None:
-    """Say nothing."""
-
-
-def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: Say = quiet) -> Summary:
+def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: Say = say_nothing) -> Summary:
     """Run a study, or go on with it, to its budget of trials; writes storage, MLflow mirror, report and best weights.
 
     `say` hears what long steps are doing. Raises FixInput or FixSetup before the first trial, WaitOrStop when another
@@ -121,18 +114,20 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
 
-            with closing(executor):
+            with ExitStack() as stack:
+                stack.enter_context(closing(executor))
                 storage = open_storage(where.storage, create=True)
-                known = facts_of(storage, name)
+                stack.callback(storage.engine.dispose)
+                known = facts_of(storage, spec)
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
                 spec = spec.bound(prepared.blocks if prepared else known["blocks"])
                 with closing(OptunaSearcher(spec, storage)) as searcher:
                     if prepared is None and searcher.remaining(spec.trials):
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
-                        same_data(name, known, prepared)
-                        config = spec.resolved() | {"folder": str(folder), "index": prepared.index, "workers": workers}
-                        executor.ref = KernelRef(KERNEL, config)
+                        same_inputs(name, known, prepared)
+                        found = {"index": prepared.index, "weights_digest": prepared.weights_digest}
+                        executor.ref = KernelRef(KERNEL, spec.resolved() | {"folder": str(folder), "workers": workers} | found)
                     loop = Orchestrator(
                         searcher,
                         executor,
@@ -153,19 +148,20 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     return summary
 
 
-def facts_of(storage: RDBStorage, name: str) -> Mapping[str, Any]:
-    """What a worker found in an earlier session of the study; nothing for a new one."""
+def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
+    """What a worker found in an earlier session of the study; nothing for a new one, or one with another model."""
     from hpsearch.search.catalog import read_study
 
     try:
-        return read_study(storage, name).facts
+        stored = read_study(storage, spec.study_name())
     except NotFound:
         return {}
+    return stored.facts if stored.spec.get("model") == spec.model else {}
 
 
 def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
     """Data and weights made ready in a process of their own, findings kept in the study's folder; FixInput for refused data."""
-    prepared: Prepared = executor.aside(PREPARE, spec.resolved(), say, stopped_by)
+    prepared: Prepared = executor.aside(PREPARE, spec.resolved() | {"folder": str(folder)}, say, stopped_by)
     file = folder / DATA_REPORT
     file.write_text(json.dumps(asdict(prepared.report)))
     for line in worth_reading(spec, prepared):
@@ -184,13 +180,17 @@ def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
     return ([] if embedded else [f"W{prepared.weights[1:]}"]) + ([slow] if prepared.unshared else []) + warnings
 
 
-def same_data(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
-    """Refuse to go on with a study on other images, labels or splits than it began with."""
-    if known.get("data_digest") not in (None, prepared.digest):
-        raise ChooseAnotherName(
-            f"the images, labels or splits have changed since the study '{name}' began, so new trials could not be compared with its "
-            "earlier ones: choose another --name, or bring the data back as it was"
-        )
+def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
+    """Refuse to go on with a study on other images, labels, splits or weights than it began with."""
+    for key, now, what in (
+        ("data_digest", prepared.digest, "images, labels or splits"),
+        ("weights_digest", prepared.weights_digest, "pretrained weights"),
+    ):
+        if known.get(key) not in (None, now):
+            raise ChooseAnotherName(
+                f"the {what} have changed since the study '{name}' began, so new trials could not be compared with its "
+                "earlier ones: choose another --name, or bring them back as they were"
+            )
 
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
@@ -317,7 +317,7 @@ def read_data_report(path: Path) -> DataReport | None:
 # ---------------------------------------------------------------- looking before running
 
 
-def check(spec: StudySpec, with_model: bool, say: Say = quiet, page: Path | None = None) -> DataReport:
+def check(spec: StudySpec, with_model: bool, say: Say = say_nothing, page: Path | None = None) -> DataReport:
     """What is wrong with a study's data; `with_model` also looks at labels, with the features of its model. Writes `page` if asked."""
     from hpsearch.finetune.names import check_names
     from hpsearch.finetune.prepare import prepare as prepare_here

@@ -45,8 +45,11 @@ class Interrupted(HpsearchError):
     """Stopped by a signal after a neat shutdown; `signal_number` says which."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)  # both, for pickle
         self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 # Most specific first: (class, exit code, HTTP status). Exit 2 is what click, optuna, mlflow and ray use for bad usage.

@@ -62,7 +62,9 @@ class Orchestrator:
 
         Trials that were cut off by a request to stop are not told: the searcher hands them out again next time.
         """
-        self.record(StudyStarted(study, self.searcher.uid, spec, tuple(self.searcher.records()), self.budget, self.executor.workers))
+        searcher = self.searcher
+        earlier = tuple(searcher.records())
+        self.record(StudyStarted(study, searcher.uid, spec, earlier, self.budget, self.executor.workers, searcher.known))
         if not self.searcher.remaining(self.budget):
             return "budget"
         self.executor.start()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.space import DEFAULTS, GOES_WITH, IMAGE_DEFAULTS, Defaults, Parameter, Space, bind_blocks, grid_size, parse_space, told
+from hpsearch.space import ALL, DEFAULTS, GOES_WITH, IMAGE_DEFAULTS, Defaults, Parameter, Space, bind_blocks, grid_size, parse_space, told
 from hpsearch.types import OBJECTIVES
 from hpsearch.yamlfile import parse_yaml, read_yaml
 
@@ -340,6 +340,7 @@ def drop_rivals(entry: dict[str, Any], key: str) -> None:
 
         def inside(v: object) -> bool:
             """Whether it may stay; what is no number stays too, for `parse_space` to refuse."""
+            v = ALL if v == "all" else v
             if form == "choices":
                 return isinstance(choices, list) and v in choices
             return not all(isinstance(x, (int, float)) for x in (low, v, high)) or low <= v <= high  # type: ignore[operator]

@@ -75,7 +75,7 @@ class Board:
     def note(self, event: Event) -> None:
         """Take an event into account."""
         match event:
-            case StudyStarted(study, _, spec, records, budget, workers):
+            case StudyStarted(study, _, spec, records, budget, workers, _):
                 self.study, self.budget, self.workers = study, budget, workers
                 self.sampler = f"{spec['sampler']}, pruner {spec['pruner']['name']}"
                 for record in records:

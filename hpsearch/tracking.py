@@ -226,6 +226,7 @@ class Mirror:
         """Find or make experiment and parent run, and bring runs of earlier sessions up to date."""
         from mlflow.entities import Param
 
+        self.classes = event.facts.get("classes", ())
         found = self.client.get_experiment_by_name(event.study)
         if found is None:
             self.experiment = self.client.create_experiment(event.study, tags={"mlflow.experimentKind": "custom_model_development"})
@@ -346,7 +347,8 @@ class Mirror:
             names = self.classes or [str(i) for i in range(len(record.per_class["recall"]))]
             each = zip(*record.per_class.values(), strict=True)
             table = {name: dict(zip(record.per_class, values, strict=True)) for name, values in zip(names, each, strict=True)}
-            self.client.log_dict(run, table, "per_class.json")
+            with suppress(OSError):  # artifacts may lie where this process cannot write; the numbers matter more
+                self.client.log_dict(run, table, "per_class.json")
         self.client.set_terminated(run, STATUS[record.status], stamp(ended))
 
     def log(self, run: str, metrics: list[Metric], tags: Any = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias
@@ -24,6 +24,14 @@ OBJECTIVES: Mapping[str, int] = {  # what a study may optimise; 1: less is bette
     "f1": -1,
     "top5": -1,
 }
+
+
+Say: TypeAlias = Callable[[str, int, int], None]
+"""Hears what a long step is doing, how much of it is done, and of how much (0: not known)."""
+
+
+def say_nothing(text: str, done: int = 0, total: int = 0) -> None:
+    """Nobody listens."""
 
 
 class Status(StrEnum):
@@ -210,6 +218,7 @@ class Prepared:
     index: str  # file that says which image belongs to which split; "" for embedded data
     digest: str  # of pixels, labels and splits; "" when they could not be divided
     weights: str  # which weights were loaded, and what of them did not fit
+    weights_digest: str = ""  # of the state that every trial starts from
     unshared: str = ""  # why what frozen blocks put out cannot be shared by trials, if so
 
 
@@ -226,6 +235,7 @@ class StudyStarted:
     records: Sequence[TrialRecord]  # of earlier sessions
     budget: int  # trials in total
     workers: int
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what workers of earlier sessions found
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +361,7 @@ class Searcher(Protocol):
     """Proposes and judges."""
 
     uid: str  # of the study
+    known: Mapping[str, Any]  # what workers of earlier sessions found
 
     def ask(self, n: int) -> tuple[Trial, ...]:
         """Up to `n` next trials; fewer, or none, when the space is exhausted."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,13 @@ from hpsearch.errors import (
 )
 def test_every_error_has_its_exit_code_and_status(error, code, status):
     assert (exit_code(error), http_status(error)) == (code, status)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _, _ in CODES])
+def test_every_error_travels_between_processes(kind):
+    error = kind("what and why", 15) if kind is Interrupted else kind("what and why")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), exit_code(copy)) == (kind, "what and why", exit_code(error))
 
 
 def test_every_error_class_stands_in_the_table():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.finetune.photographs import tiles
 from tests.test_main_job import HPSEARCH, hpsearch
@@ -82,6 +83,12 @@ def test_a_study_does_not_go_on_with_other_images(done, tmp_path):
     assert changed.returncode == 2
     assert "the images, labels or splits have changed since the study 'folder-tpe' began" in changed.stderr
     assert "choose another --name" in changed.stderr
+    shutil.copy(done[0] / "images" / "0" / "0000.jpg", folder / "images" / "0")
+    weights = folder / "shufflenet_v2_x0_5-glyphs.safetensors"
+    save_file({name: t + 0.01 if t.is_floating_point() else t for name, t in load_file(weights).items()}, weights)
+    other = hpsearch(folder, "run", "folder.yaml", "--trials", "9", "--objective", "balanced_accuracy", *QUICK)
+    assert other.returncode == 2
+    assert "the pretrained weights have changed since the study 'folder-tpe' began" in other.stderr
     named = hpsearch(folder, "run", "folder.yaml", "--trials", "1", "--name", "fresh", "--no-tracking", *QUICK)
     assert named.returncode == 0, named.stderr
 

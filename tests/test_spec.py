@@ -285,6 +285,12 @@ def test_all_layers_are_the_models_own_number_once_that_is_known(entry):
     assert parse_spec(spec.resolved()).bound(17).digest() == spec.digest()
 
 
+def test_a_setting_below_all_leaves_no_point_beyond_it():
+    spec = load_spec(None, ["space.frozen_layers.high=9"], {"model": "resnet50"}).bound(17)
+    frozen = next(p for p in spec.parameters() if p.name == "frozen_layers")
+    assert (frozen.low, frozen.high, frozen.grid) == (0, 9, (0,))
+
+
 @pytest.mark.parametrize("entry", [18, [0, 18], {"low": 0, "high": 18}])
 def test_more_frozen_layers_than_the_model_has_are_refused(entry):
     with pytest.raises(FixInput, match="goes up to 18, but resnet50 has 17 blocks"):

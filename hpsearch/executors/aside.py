@@ -7,13 +7,12 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from hpsearch.errors import FixSetup, HpsearchError, Interrupted
 from hpsearch.machine import ignore_signals
-
-Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much (0: not known)
+from hpsearch.types import Say
 
 
 def call(
@@ -25,9 +24,9 @@ def call(
     """
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=answer, args=(theirs, target, config), name=target, daemon=True)
+    launch(process)
+    theirs.close()
     try:
-        process.start()
-        theirs.close()
         while True:
             if (number := stopped_by()) is not None:
                 raise Interrupted("stopped before the first trial; the same command begins again", number)
@@ -45,10 +44,17 @@ def call(
         remedy = "a damaged image may have crashed its decoder, or memory ran out; look at what was said last"
         raise FixSetup(f"preparing the study ended with {cause}: {remedy}") from None
     finally:
-        if process.pid is not None:
-            process.kill()
-            process.join()
+        process.kill()
+        process.join()
         ours.close()
+
+
+def launch(process: ForkServerProcess) -> None:
+    """Start a process; FixSetup when the fork server cannot."""
+    try:
+        process.start()
+    except (EOFError, OSError) as error:
+        raise FixSetup(f"no process could be started ({error or 'the fork server died'}): does `import torch` work?") from None
 
 
 def answer(connection: Connection, target: str, config: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from hpsearch.errors import FixSetup
-from hpsearch.executors.aside import Say, call
+from hpsearch.executors.aside import call, launch
 from hpsearch.executors.worker import KernelRef, drive, failures, ready, wants_answer
 from hpsearch.machine import ignore_signals
-from hpsearch.types import Job, Message, Outcome
+from hpsearch.types import Job, Message, Outcome, Say
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
@@ -78,10 +78,7 @@ class ProcessExecutor:
         """Start one worker."""
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=serve, args=(theirs, self.ref, worker), name=f"hpsearch-worker-{worker}", daemon=True)
-        try:
-            process.start()
-        except (EOFError, OSError) as error:
-            raise FixSetup(f"no worker could be started ({error or 'the fork server died'}): does `import torch` work?") from None
+        launch(process)
         theirs.close()
         return Seat(process, ours)
 

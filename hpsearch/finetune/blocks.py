@@ -48,6 +48,9 @@ class FineTuneModel(nn.Module):
         self.cuts = found
         self.blocks: tuple[Block, ...] = found.blocks
         self.reason = reason
+        self.calm = 0  # blocks before this one are in eval mode
+        saved = net.state_dict().keys()
+        self.loose = {name: buffer.clone() for name, buffer in net.named_buffers() if name not in saved}  # not in its state
         if not self.cacheable:
             self.head.register_forward_pre_hook(lambda _, inputs: (self.dropout(inputs[0]), *inputs[1:]))
 
@@ -63,18 +66,26 @@ class FineTuneModel(nn.Module):
 
     def prefix(self, x: Tensor, k: int) -> Tensor:
         """Through the first k blocks: (N, C, H, W) in, the activation at the cut out, images first; x itself without cuts."""
-        for run in self.cuts.runs[:k]:
-            x = run(self.net, x)
+        return self.through(x, range(min(k, len(self.cuts.runs))))
+
+    def through(self, x: Tensor, blocks: range) -> Tensor:
+        """Through some blocks in order, each in its mode."""
+        for i in blocks:
+            x = (self.cuts.calm_runs if i < self.calm else self.cuts.runs)[i](self.net, x)
         return x
+
+    def train(self, mode: bool = True) -> FineTuneModel:
+        """Everything in training mode, or in eval mode."""
+        self.calm = 0 if mode else len(self.blocks)
+        super().train(mode)
+        return self
 
     def suffix(self, x: Tensor, k: int) -> Tensor:
         """From the activation at the cut, which is not changed, to logits (N, K)."""
         if self.cuts.tail is None:
             logits: Tensor = self.net(x)
             return logits
-        for run in self.cuts.runs[k:]:
-            x = run(self.net, x)
-        return self.cuts.tail(self.net, self.dropout(x))
+        return self.cuts.tail(self.net, self.dropout(self.through(x, range(k, len(self.blocks)))))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to logits (N, K)."""
@@ -94,6 +105,8 @@ class FineTuneModel(nn.Module):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Copy tensors with the names of net.state_dict() back into place; a part of them will do."""
         restore(self.net, state)
+        for name, buffer in self.loose.items():  # what the network keeps to itself starts anew too
+            self.net.get_buffer(name).copy_(buffer)
 
     def freeze(self, k: int) -> list[nn.Parameter]:
         """Freeze the first k blocks and put the rest in training mode; returns the trainable parameters, each once.
@@ -102,7 +115,7 @@ class FineTuneModel(nn.Module):
         network never uses is frozen for good.
         """
         self.dropout.train()
-        self.training = True
+        self.training, self.calm = True, k
         for name, module in self.net.named_modules():
             module.training = self.cuts.modules.get(name, -1) >= k
         for name, p in self.net.named_parameters():
@@ -131,12 +144,15 @@ def restore(net: nn.Module, state: Mapping[str, Tensor]) -> None:
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Everything in eval mode for a while."""
     before = [(m, m.training) for m in module.modules()]
+    calm = module.calm if isinstance(module, FineTuneModel) else 0
     module.eval()
     try:
         yield
     finally:
         for m, training in before:
             m.training = training
+        if isinstance(module, FineTuneModel):
+            module.calm = calm
 
 
 def flat(x: Tensor) -> Tensor:

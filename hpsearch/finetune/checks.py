@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from hpsearch.finetune.neighbours import Copies, Votes
+from hpsearch.finetune.neighbours import Copies, Rows, Votes
 from hpsearch.types import DataReport, Example, Finding, Value
 
 SHOWN = 12  # examples of a finding
@@ -49,7 +49,7 @@ class Gathered:
     names: Sequence[str]  # of each image
     labels: np.ndarray  # (N,)
     parts: Mapping[str, np.ndarray]  # split -> rows
-    images: np.ndarray  # (N, C, H, W) uint8
+    images: Rows  # (N, C, H, W) uint8
     statistics: np.ndarray | None  # (N, 5), STATISTICS
     copies: Copies
     bad: Sequence[tuple[str, str]]  # name and reason of each file that could not be used
@@ -323,8 +323,3 @@ def preview(pixels: np.ndarray) -> str:
     out = io.BytesIO()
     image.save(out, kind, **({"quality": 80} if kind == "jpeg" else {}))
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def refuse(findings: Iterable[Finding]) -> str:
-    """What the errors among findings say, one a line."""
-    return "\n".join(finding.text for finding in findings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune.images import Preprocessing
 
 SPLITS = ("train", "val", "test")
+DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,20 @@ def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
-def save_index(path: Path, images: Path, shape: Sequence[int], data: Data) -> None:
-    """Write what `from_index` reads."""
-    parts = {f"{name}_{what}": getattr(getattr(data, name), what).numpy() for name in SPLITS for what in ("rows", "labels")}
-    np.savez(
-        path, images=np.array(str(images)), shape=np.array(shape), classes=np.array(data.classes), digest=np.array(data.digest), **parts
-    )
+def save_index(
+    path: Path,
+    images: Path,
+    shape: Sequence[int],
+    classes: Sequence[str],
+    rows: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    digest: str,
+) -> None:
+    """Write what `from_index` reads: rows of the file `images` (of `shape`) and labels, by split; whole or not at all."""
+    aside = path.with_suffix(f".{os.getpid()}.npz")
+    arrays: dict[str, Any] = {f"{name}_rows": rows[name] for name in SPLITS} | {f"{name}_labels": labels[name] for name in SPLITS}
+    np.savez(aside, images=np.array(str(images)), shape=np.array(shape), classes=np.array(classes), digest=np.array(digest), **arrays)
+    os.replace(aside, path)
 
 
 def digits(size: int) -> tuple[Tensor, np.ndarray]:
@@ -107,7 +117,8 @@ def divide(
 
     `given` splits stay as they are. What is missing is cut from the training images, class by class, at random by `seed`: first
     `train_per_class` for training where asked for, then shares (or numbers, in proportion to the classes) for validation and
-    test. Images of one group (copies of each other) stay together. Raises FixInput naming classes too small for that.
+    test. Images of one group (copies of each other) stay together, and a group larger than what a split lacks is trained on.
+    Raises FixInput naming classes too small for that.
     """
     given = given if given is not None else [None] * len(labels)
     parts = {name: [i for i, s in enumerate(given) if s == name] for name in SPLITS}
@@ -121,14 +132,16 @@ def divide(
     groups = groups if groups is not None else np.arange(len(labels))
     taken: dict[int, str] = {}  # group -> split
     rng = np.random.default_rng(seed)
-    for label in range(len(classes)):
+    sizes = np.bincount(labels[pool], minlength=len(classes))
+    dealt = [quotas(int(n), len(pool), split, cut) for n in sizes]
+    refuse_small([(classes[i], int(sizes[i]), quota) for i, quota in enumerate(dealt) if sum(quota.values()) > sizes[i]])
+    for label, quota in enumerate(dealt):
         members = rng.permutation(pool[labels[pool] == label])
-        quota = quotas(classes[label], len(members), len(pool), split, cut)
         copies: dict[int, list[int]] = {}  # group -> its images, in the order drawn
         for member in members.tolist():
             copies.setdefault(int(groups[member]), []).append(member)
         for group, images in copies.items():
-            part = taken.get(group) or next((name for name, n in quota.items() if n > 0), None)
+            part = taken.get(group) or next((name for name, n in quota.items() if n >= len(images)), None)
             if part is not None:  # else: beyond what train_per_class and the shares ask for
                 taken[group] = part
                 quota[part] = quota.get(part, 0) - len(images)
@@ -136,8 +149,11 @@ def divide(
     return {name: np.array(sorted(part), dtype=np.int64) for name, part in parts.items()}
 
 
-def quotas(name: str, members: int, pool: int, split: Mapping[str, Any], cut: Sequence[str]) -> dict[str, int]:
-    """How many images of one class go where, in the order in which they are dealt; FixInput when the class is too small."""
+def quotas(members: int, pool: int, split: Mapping[str, Any], cut: Sequence[str]) -> dict[str, int]:
+    """How many images of one class go where, in the order in which they are dealt; more in all than there are: too few.
+
+    Beside `train_per_class`, a split without a number takes the rest; without it, training does.
+    """
 
     def wanted(part: str) -> int:
         value = float(split[part])
@@ -145,20 +161,28 @@ def quotas(name: str, members: int, pool: int, split: Mapping[str, Any], cut: Se
         return max(1, round(share * members))
 
     per_class = split["train_per_class"]
-    numbers = {part: wanted(part) for part in cut if split[part] is not None}
-    rest = "test" if per_class and "test" in cut and split["test"] is None else "train"
-    needed = sum(numbers.values()) + (per_class or 1) + (rest == "test")
-    if members < needed:
-        told = ", ".join(f"{n} {word}" for n, word in ((per_class or 1, "training"), *((n, SPLIT_WORDS[p]) for p, n in numbers.items())))
-        raise FixInput(
-            f"class {name} has {members} images: too few for {told}{' and 1 test' if rest == 'test' else ''} image(s); "
-            "add images, remove the class, or lower split.val, split.test or split.train_per_class"
-        )
-    dealt = {"train": per_class} if per_class else {}
-    return {**dealt, **numbers, **({rest: members} if rest not in dealt else {})}
+    asked = {"train": per_class or 1, **{part: wanted(part) for part in cut if split[part] is not None}}
+    rest = "train" if not per_class else "test" if "test" in cut and split["test"] is None else None
+    if rest is not None:
+        asked[rest] = max(1, members - sum(n for part, n in asked.items() if part != rest))
+    order = ("train", "val", "test") if per_class else ("val", "test", "train")
+    return {part: asked[part] for part in order if part in asked}
 
 
-SPLIT_WORDS = {"val": "validation", "test": "test"}
+def refuse_small(classes: Sequence[tuple[str, int, Mapping[str, int]]]) -> None:
+    """Raise FixInput for classes (name, images, what each split asks for) that have fewer images than are asked for."""
+    if not classes:
+        return
+    name, members, quota = classes[0]
+    told = ", ".join(f"{n} {SPLIT_WORDS[part]}" for part, n in quota.items())
+    more = f" (and {len(classes) - 1} more classes: {', '.join(c for c, *_ in classes[1:6])})" if len(classes) > 1 else ""
+    raise FixInput(
+        f"class {name} has {members} images: too few for {told} images{more}; "
+        "add images, remove the class, or lower split.val, split.test or split.train_per_class"
+    )
+
+
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def data_digest(pixels: str, labels: np.ndarray, parts: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:
@@ -175,13 +199,18 @@ def assemble(images: Tensor, labels: np.ndarray, classes: Sequence[str], parts: 
     return Data(tuple(classes), **splits, digest=data_digest(pixels, labels, parts, classes))
 
 
-def embedded(pre: Preprocessing, split: Mapping[str, Any], seed: int) -> Data:
-    """The embedded digits at the size and number of channels that a model wants, divided."""
+def embedded_images(pre: Preprocessing) -> tuple[Tensor, np.ndarray, str]:
+    """The embedded digits at the size and number of channels that a model wants, labels, and a digest of the pixels."""
     images, labels = digits(pre.size)
-    images = images.expand(-1, pre.channels, -1, -1)
-    classes = tuple("0123456789")
-    parts = divide(labels, classes, split, seed)
-    return assemble(images, labels, classes, parts, hashlib.blake2b(images.numpy().tobytes(), digest_size=8).hexdigest())
+    content = hashlib.blake2b(images.numpy().tobytes(), digest_size=8).hexdigest()
+    return images.expand(-1, pre.channels, -1, -1), labels, content
+
+
+def embedded(pre: Preprocessing, split: Mapping[str, Any], seed: int) -> Data:
+    """The embedded digits, divided; there are no copies among them."""
+    images, labels, content = embedded_images(pre)
+    parts = divide(labels, DIGITS, split, seed)
+    return assemble(images, labels, DIGITS, parts, content)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

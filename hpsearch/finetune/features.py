@@ -37,13 +37,15 @@ class Features:
     """
 
     def __init__(self, model: FineTuneModel, data: Data, pre: Preprocessing, device: torch.device, budget: int) -> None:
-        self.model, self.pre, self.device, self.budget = model, pre, device, budget
+        self.model, self.pre, self.device = model, pre, device
         self.splits: dict[str, Split] = {"train": data.train, "val": data.val}
         per_image = pre.channels * pre.size**2
         pixels, most = (PIXELS_GPU, 1024) if device.type == "cuda" else (PIXELS_CPU, MOST_IMAGES)
         self.batch = max(1, min(most, pixels // pre.size**2))
         if device.type == "cuda" and 2 * per_image * sum(map(len, self.splits.values())) < budget:  # uint8 images stay on the device
+            budget -= per_image * sum(map(len, self.splits.values()))
             self.splits = {n: Split(s.pixels().to(device), torch.arange(len(s), device=device), s.labels) for n, s in self.splits.items()}
+        self.budget = budget
         self.kept: dict[int, dict[str, Tensor]] = {}  # cut -> split -> activations; in order of last use
         self.sizes: dict[int, int] = {}  # cut -> bytes of the activations of all images
 
@@ -52,6 +54,7 @@ class Features:
 
         Call it while the model holds its initial state with those blocks frozen.
         """
+        k = k if self.model.cacheable else 0
         if k not in self.sizes:
             one = self.compute(self.splits["train"], torch.zeros(1, dtype=torch.int64), k)
             self.sizes[k] = one.nbytes * sum(map(len, self.splits.values()))
@@ -73,9 +76,13 @@ class Features:
             return self.model.prefix(x, k)
 
     def whole(self, split: Split, k: int) -> Tensor:
-        """Activations of a whole split, in batches."""
-        parts = [self.compute(split, positions, k) for positions in torch.arange(len(split)).split(self.batch)]
-        return torch.cat(parts)
+        """Activations of a whole split, in batches; filled in place, since joining them would take their room twice."""
+        first = self.compute(split, torch.zeros(1, dtype=torch.int64), k)
+        form = torch.channels_last if first.ndim == 4 else torch.contiguous_format
+        out = torch.empty((len(split), *first.shape[1:]), dtype=first.dtype, device=self.device).to(memory_format=form)
+        for positions in torch.arange(len(split)).split(self.batch):
+            out[positions[0] : positions[-1] + 1] = self.compute(split, positions, k)
+        return out
 
     def passing(self, split: Split, k: int) -> Reader:
         """A reader that computes what it is asked for."""

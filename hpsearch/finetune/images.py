@@ -79,11 +79,11 @@ def read_file(path: Path, stamp: tuple[int, int] | None = None) -> bytes:
     Raises Unusable when there is no such file, it cannot be an image, or it is not the one that was listed.
     """
     try:
-        # Not blocking: a named pipe would wait for its writer for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise Unusable("not a file")
+        # Not blocking: a named pipe in its place would wait for its writer for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Unusable("not a file")
             if status.st_size == 0:
                 raise Unusable("empty file")
             if status.st_size > MEGABYTES * 2**20:

@@ -79,7 +79,8 @@ class Recipe:
 class FineTuneKernel:
     """Fine-tunes one architecture on one data set; `config` is JSON-able and holds the study's fixed part.
 
-    Keys: those of a resolved study, and index (from `prepare`), folder (for checkpoints), device, threads, workers, memory [bytes].
+    Keys: those of a resolved study, and index and weights_digest (from `prepare`), folder (for checkpoints), device, threads,
+    workers, memory [bytes].
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -131,6 +132,7 @@ class FineTuneKernel:
                 "val_images": len(data.val),
                 "test_images": len(data.test),
                 "data_digest": data.digest,
+                "weights_digest": self.config.get("weights_digest", ""),
                 **self.context.describe(),
             }
         )

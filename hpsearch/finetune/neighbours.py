@@ -5,15 +5,17 @@ Notation: N images, D features; rows are unit vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1024  # rows of similarities at once: (1024, N) float32
+from hpsearch.types import Say, say_nothing
+
+CHUNK = 2**26  # similarities at once, float32
 COARSE, FINE = 8, 32  # pixels, sides of the thumbnails that candidates are found by and judged by
 CLOSE = 0.2  # distance of unit vectors (cosine 0.98) up to which two images can be near copies
 RELATIVE = 0.25  # and this share of the distance at which neighbours usually lie in the data (its upper quartile)
@@ -21,7 +23,13 @@ FLAT = 2.0  # grey levels: an image that varies less has no features to compare
 MOST = 200_000  # images; the search is quadratic, 20 s for 100,000 on two cores
 NEIGHBOURS = 10
 
-Say = Callable[[str, int, int], None]
+
+class Rows(Protocol):
+    """An array, or what gives rows of one: by slice or by positions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,20 @@ def unit(rows: Tensor) -> Tensor:
     return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
 
 
-def nearest(rows: Tensor, k: int, say: Say = lambda *_: None, what: str = "") -> tuple[Tensor, Tensor]:
+def nearest(rows: Tensor, k: int, say: Say = say_nothing, what: str = "") -> tuple[Tensor, Tensor]:
     """The k most similar other rows of each of (N, D) unit rows: cosines (N, k) and indices (N, k), on the CPU."""
     n, out = len(rows), []
-    for start in range(0, n, CHUNK):
-        cosines = rows[start : start + CHUNK] @ rows.T
+    chunk = max(1, CHUNK // max(1, n))
+    for start in range(0, n, chunk):
+        cosines = rows[start : start + chunk] @ rows.T
         here = torch.arange(len(cosines), device=rows.device)
         cosines[here, here + start] = -2
         out.append(tuple(t.cpu() for t in cosines.topk(min(k, n - 1), dim=1)))
-        say(what, min(start + CHUNK, n), n)
+        say(what, min(start + chunk, n), n)
     return torch.cat([c for c, _ in out]), torch.cat([i for _, i in out])
 
 
-def find_copies(thumbnails: np.ndarray, digests: np.ndarray, device: torch.device, say: Say = lambda *_: None) -> Copies:
+def find_copies(thumbnails: Rows, digests: np.ndarray, device: torch.device, say: Say = say_nothing) -> Copies:
     """Exact copies by digest, near copies (recompressed, resized, slightly retouched) by what thumbnails (N, 32, 32, 3) show.
 
     A near copy is nearer than CLOSE, and much nearer than images of this data usually are to their nearest neighbour: small
@@ -62,16 +71,16 @@ def find_copies(thumbnails: np.ndarray, digests: np.ndarray, device: torch.devic
     same = digests[order[1:]] == digests[order[:-1]]
     exact = tuple((int(min(a, b)), int(max(a, b))) for a, b in zip(order[:-1][same], order[1:][same], strict=True))
     searched = min(n, MOST)
-    near = near_copies(thumbnails[:searched], device, say) if searched > 2 else ()
+    near = near_copies(thumbnails, searched, device, say) if searched > 2 else ()
     known = set(exact) | {(i, j) for i, j in near if digests[i] == digests[j]}
     return Copies(exact, tuple(pair for pair in near if pair not in known), joined(n, (*exact, *near)), searched)
 
 
-def near_copies(thumbnails: np.ndarray, device: torch.device, say: Say) -> tuple[tuple[int, int], ...]:
-    """Pairs (i < j) of thumbnails (N, 32, 32, 3) that show nearly the same."""
+def near_copies(thumbnails: Rows, count: int, device: torch.device, say: Say) -> tuple[tuple[int, int], ...]:
+    """Pairs (i < j) of the first `count` thumbnails (N, 32, 32, 3) that show nearly the same."""
     small, large = [], []
-    for start in range(0, len(thumbnails), 4096):
-        pixels = torch.from_numpy(thumbnails[start : start + 4096].copy()).permute(0, 3, 1, 2).float()
+    for start in range(0, count, 4096):
+        pixels = torch.from_numpy(thumbnails[start : min(start + 4096, count)].copy()).permute(0, 3, 1, 2).float()
         small.append(F.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), COARSE).flatten(1))
         large.append(pixels.flatten(1).std(1))
     coarse, spread = torch.cat(small), torch.cat(large)
@@ -90,7 +99,7 @@ def near_copies(thumbnails: np.ndarray, device: torch.device, say: Say) -> tuple
     return tuple((int(a), int(b)) for a, b in close.tolist())
 
 
-def fine_distance(thumbnails: np.ndarray, pairs: Tensor) -> Tensor:
+def fine_distance(thumbnails: Rows, pairs: Tensor) -> Tensor:
     """Distance of the unit vectors of each pair's thumbnails."""
     out = []
     for part in pairs.split(4096):
@@ -125,19 +134,19 @@ class Votes:
     accuracy: float  # share of images whose label is the neighbours' most frequent one
 
 
-def vote(features: Tensor, labels: np.ndarray, classes: int, copies: np.ndarray) -> Votes:
+def vote(features: Tensor, labels: np.ndarray, copies: np.ndarray) -> Votes:
     """Leave-one-out nearest neighbours (Cover and Hart, 1967) in (N, D) features; copies of an image have no vote on it."""
     k = min(2 * NEIGHBOURS, len(labels) - 1)
     _, found = nearest(F.normalize(features - features.mean(0), dim=1), k)
     allowed = copies[found.numpy()] != copies[:, None]
     counted = allowed & (np.cumsum(allowed, 1) <= NEIGHBOURS)
-    ballots = np.zeros((len(labels), classes))
-    for column in range(k):
-        np.add.at(ballots, (np.arange(len(labels)), labels[found[:, column].numpy()]), counted[:, column])
-    total = np.maximum(ballots.sum(1), 1)
-    own = ballots[np.arange(len(labels)), labels]
-    rest = ballots.copy()
-    rest[np.arange(len(labels)), labels] = -1
-    other = rest.argmax(1)
-    support = np.maximum(rest.max(1), 0)
-    return Votes(own / total, other, support / total, float((own > support).mean()))
+    total = np.maximum(counted.sum(1), 1)
+    theirs = labels[found.numpy()]  # (N, k)
+    same = (theirs[:, :, None] == theirs[:, None, :]) & counted[:, None, :]
+    ballots = np.where(counted, same.sum(2), 0)  # (N, k) how many of the voters agree with each of them
+    mine = theirs == labels[:, None]
+    own = (mine & counted).sum(1)
+    rivals = np.where(mine, 0, ballots)
+    best = rivals.argmax(1)
+    support = rivals.max(1)
+    return Votes(own / total, theirs[np.arange(len(labels)), best], support / total, float((own > support).mean()))

@@ -23,13 +23,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 from hpsearch.finetune import shelf
 from hpsearch.finetune.images import NO_MEMORY, SPECIAL, Pixels, Preprocessing, Unusable, decode, quiet, read_file
 from hpsearch.finetune.shelf import Entry, clear, entries
-from hpsearch.finetune.sources import Item, Progress, Source, cache_folder, no_progress
+from hpsearch.finetune.sources import Item, Source, cache_folder
 from hpsearch.machine import usable_cores
+from hpsearch.types import Say, say_nothing
 
 __all__ = ["Decoded", "Entry", "cache_folder", "clear", "decode_all", "entries"]
 
@@ -37,7 +39,7 @@ TICK = 0.1  # seconds between two reports of progress
 AHEAD = 8  # images in flight, a thread
 LASTING = ("not found", "not a file", "empty file", "larger")  # reasons that follow from the listing; others may pass
 
-Stamp = tuple[int, int]  # size in bytes and mtime in ns; (-1, -1) where there is no file
+Stamp = tuple[int, int, int]  # size in bytes, mtime and ctime in ns; -1 where there is no file
 Picture = bytes | Image.Image | npt.NDArray[Any]
 Job = tuple[Item, Stamp, Picture | Unusable | None]  # the picture of an item without a file, or why there is none
 Result = TypeVar("Result")
@@ -61,7 +63,7 @@ class Decoded:
 
 
 def decode_all(
-    source: Source, pre: Preprocessing, cache: Path | None = None, progress: Progress = no_progress, threads: int | None = None
+    source: Source, pre: Preprocessing, cache: Path | None = None, progress: Say = say_nothing, threads: int | None = None
 ) -> Decoded:
     """Every image of the source as `pre` wants it, from the cache where it has been decoded before.
 
@@ -78,14 +80,14 @@ def decode_all(
         with shelf.held(root, key, lambda: progress("Waiting for another process that decodes these images", 0, count)):
             if lasting and (known := recall(root, key, source)):
                 return known
-            if shelf.may_hold(root, geometry(pre), count, sum(size for size, _ in stamps)):
+            if shelf.may_hold(root, geometry(pre), count, sum(size for size, *_ in stamps)):
                 seen = list(in_order(pool, ahead, digest_job, jobs(source, stamps), ticking(progress, "Reading images", count)))
                 content = content_key(seen, pre)
                 if shelf.sound(shelf.place(root, content)):
                     return settle(root, key, source, content, seen, fresh=False)
             tick = ticking(progress, "Decoding images", count)
             results = in_order(pool, ahead, lambda job: decode_job(job, pre), jobs(source, stamps), tick)
-            writer = shelf.Writer(root, key, geometry(pre), source.data, count, sum(size for size, _ in stamps))
+            writer = shelf.Writer(root, key, geometry(pre), source.data, count, sum(size for size, *_ in stamps))
             seen = []
             with writer:
                 for digest, pixels in results:
@@ -101,14 +103,14 @@ def decode_all(
 
 
 def geometry(pre: Preprocessing) -> list[Any]:
-    """What of the preprocessing shapes uint8 pixels (mean and standard deviation do not), as JSON keeps it."""
-    return [pre.channels, pre.size, pre.resize, pre.interpolation]
+    """What shapes uint8 pixels, as JSON keeps it: mean and standard deviation do not, the version of the decoder does."""
+    return [pre.channels, pre.size, pre.resize, pre.interpolation, PIL.__version__]
 
 
 def stamp_all(pool: ThreadPoolExecutor, source: Source) -> list[Stamp]:
     """Size and time of every file; asked by all threads, for folders on a network."""
     if source.read is not None:
-        return [(0, 0)] * len(source.items)
+        return [(0, 0, 0)] * len(source.items)
     chunks = [source.items[i : i + 256] for i in range(0, len(source.items), 256)]
     return [stamp for chunk in pool.map(lambda chunk: [stamp_of(item) for item in chunk], chunks) for stamp in chunk]
 
@@ -118,8 +120,8 @@ def stamp_of(item: Item) -> Stamp:
     try:
         status = os.stat(item.path or "")
     except OSError:
-        return (-1, -1)
-    return status.st_size, status.st_mtime_ns
+        return (-1, -1, -1)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns  # copies with times kept differ in the last
 
 
 def listing_key(source: Source, stamps: Sequence[Stamp], pre: Preprocessing) -> str:
@@ -174,7 +176,7 @@ def fetch(job: Job) -> Picture:
     item, stamp, picture = job
     if isinstance(picture, Unusable):
         raise picture
-    return read_file(item.path or Path(), stamp) if picture is None else picture
+    return read_file(item.path or Path(), stamp[:2]) if picture is None else picture
 
 
 def digest_job(job: Job) -> Seen:
@@ -224,7 +226,7 @@ def crew(threads: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
         pool.shutdown(cancel_futures=True)
 
 
-def ticking(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+def ticking(progress: Say, what: str, total: int) -> Callable[[int], None]:
     """Tells progress how many are done, ten times a second at most, and when all are."""
     last = 0.0
 

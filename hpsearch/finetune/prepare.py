@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpsearch import __version__
 from hpsearch.errors import FixInput
-from hpsearch.finetune import checks, models
+from hpsearch.finetune import checks, models, zoo
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.neighbours import Copies, Votes, find_copies, vote
@@ -25,29 +25,41 @@ from hpsearch.finetune.pixels import cache_folder, decode_all
 from hpsearch.finetune.sources import open_source
 from hpsearch.machine import usable_cores
 from hpsearch.seeds import seed_for
-from hpsearch.types import OBJECTIVES, DataReport, Finding, Prepared
+from hpsearch.types import DataReport, Finding, Prepared, Say, say_nothing
 
-Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
-
-PLAIN = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # for checking data without a model
 LABEL_SECONDS = 30.0  # how long features for the label check may take; images beyond that are not judged
 FEW = 20  # images below which neighbours say nothing
 FEATURE_BATCH = 64
 
 
+class Ordered:
+    """Rows of an array in another order, taken when they are read: the arrays lie in files larger than memory."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Rows by position, positions or slice."""
+        taken: np.ndarray = self.array[self.rows[index]]
+        return taken
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """All usable images of a data set, not yet divided."""
+    """All usable images of a data set in the order of its items, not yet divided."""
 
-    images: np.ndarray  # (N, C, H, W) uint8
-    thumbnails: np.ndarray  # (N, 32, 32, 3) uint8
+    images: Ordered  # (N, C, H, W) uint8
+    thumbnails: Ordered  # (N, 32, 32, 3) uint8
     digests: np.ndarray  # (N,)
     statistics: np.ndarray | None
     labels: np.ndarray  # (N,)
     names: list[str]
     given: list[str | None]  # split of each, where the data says so
     classes: tuple[str, ...]
-    content: str  # digest of pixels
+    content: str  # digest of the pixels in this order
     file: Path | None = None  # where the images lie
     bad: Sequence[tuple[str, str]] = ()
     special: Mapping[str, Sequence[str]] | None = None
@@ -55,17 +67,18 @@ class Loaded:
     empty_classes: Sequence[str] = ()
 
 
-def prepare(config: Mapping[str, Any], say: Say = lambda *_: None) -> Prepared:
-    """Load, divide and check a study's data, and have its weights at hand; `config` is a resolved study.
+def prepare(config: Mapping[str, Any], say: Say = say_nothing) -> Prepared:
+    """Load, divide and check a study's data, and have its weights at hand; `config` is a resolved study, and `folder`.
 
-    `model` may be None: the data alone is checked. Nothing is refused here: what the report calls an error is the caller's
-    to raise. Raises FixInput or FixSetup for what is no data or no model at all.
+    The folder gets the index from which workers read, unless the data is embedded. `model` may be None: the data alone is
+    checked. Nothing is refused here: what the report calls an error is the caller's to raise. Raises FixInput or FixSetup for
+    what is no data or no model at all.
     """
     torch.set_num_threads(max(1, usable_cores() // 2))  # others are starting on the same cores
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = config["model"]
     overrides = {k: v for k, v in config.get("preprocess", {}).items() if v is not None}
-    pre = replace(PLAIN, **overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
+    pre = replace(zoo.RGB, **overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
     loaded = load_digits(pre) if config["data"] == "digits" else load_images(config, pre, say)
     if len(loaded.labels) == 0:
         raise FixInput(f"none of the {len(loaded.bad):,} images in {config['data']} can be used: {told(loaded.bad)}")
@@ -77,23 +90,25 @@ def prepare(config: Mapping[str, Any], say: Say = lambda *_: None) -> Prepared:
         built = models.build(
             name, len(loaded.classes), config["weights"], seed_for(config["seed"], 0, "head"), overrides, lambda t: say(t, 0, 0)
         )
-    asked = [config.get(k) for k in ("data", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
-    weights = [t.float().sum().item() for t in built.initial.values()] if built else []
-    key = digest_of(__version__, loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes, name, asked, weights)
+    asked = [config.get(k) for k in ("data", "model", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
+    weights = digest_tensors(built.initial) if built else ""
+    seen = [loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes]
+    beside = [loaded.bad, loaded.special, loaded.notes, loaded.empty_classes]
+    key = digest_of(__version__, asked, weights, seen, beside)
     report = remembered(
         cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, pre, device, say)
     )
     index, digest = "", ""
     if problem is None:
-        images = datasets.mapped(loaded.file, loaded.images.shape) if loaded.file else torch.from_numpy(loaded.images)
-        data = datasets.assemble(images, loaded.labels, loaded.classes, parts, loaded.content)
-        digest = data.digest
-        if loaded.file is not None:
-            index = str(loaded.file.parent / f"split-{digest}.npz")
-            datasets.save_index(Path(index), loaded.file, loaded.images.shape, data)
+        digest = datasets.data_digest(loaded.content, loaded.labels, parts, loaded.classes)
+        if loaded.file is not None and config.get("folder"):
+            index = str(Path(config["folder"]) / "split.npz")
+            shape, rows = loaded.images.array.shape, {name: loaded.images.rows[part] for name, part in parts.items()}
+            labels = {name: loaded.labels[part] for name, part in parts.items()}
+            datasets.save_index(Path(index), loaded.file, shape, loaded.classes, rows, labels, digest)
     if built is None:
         return Prepared(0, report, index, digest, "")
-    return Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), built.model.reason)
+    return Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), weights, built.model.reason)
 
 
 # ---------------------------------------------------------------- loading
@@ -101,12 +116,13 @@ def prepare(config: Mapping[str, Any], say: Say = lambda *_: None) -> Prepared:
 
 def load_digits(pre: Preprocessing) -> Loaded:
     """The embedded digits, gray or as three equal channels."""
-    images, labels = datasets.digits(pre.size)
+    images, labels, content = datasets.embedded_images(pre)
     small = datasets.digits(32)[0].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-    pixels = images.expand(-1, pre.channels, -1, -1).contiguous().numpy()
-    digests = np.array([hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images.numpy()])
-    count, content = len(labels), hashlib.blake2b(images.numpy().tobytes(), digest_size=8).hexdigest()
-    return Loaded(pixels, small, digests, None, labels, [f"digits/{i}" for i in range(count)], [None] * count, tuple("0123456789"), content)
+    digests = np.array([hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images[:, 0].numpy()])
+    every = np.arange(len(labels))
+    names: list[str] = [f"digits/{i}" for i in every]
+    given: list[str | None] = [None] * len(every)
+    return Loaded(Ordered(images.numpy(), every), Ordered(small, every), digests, None, labels, names, given, datasets.DIGITS, content)
 
 
 def load_images(config: Mapping[str, Any], pre: Preprocessing, say: Say) -> Loaded:
@@ -116,17 +132,18 @@ def load_images(config: Mapping[str, Any], pre: Preprocessing, say: Say) -> Load
     source = open_source(config["data"], Path(root) if root else None, say)
     decoded = decode_all(source, pre, progress=say)
     usable = np.flatnonzero(decoded.rows >= 0)
-    items = [source.items[i] for i in usable[np.argsort(decoded.rows[usable], kind="stable")]]
+    rows, items = decoded.rows[usable], [source.items[i] for i in usable]
+    digests = decoded.digests[rows]
     return Loaded(
-        decoded.images,
-        decoded.thumbnails,
-        decoded.digests,
-        decoded.statistics,
+        Ordered(decoded.images, rows),
+        Ordered(decoded.thumbnails, rows),
+        digests,
+        decoded.statistics[rows],
         np.array([item.label for item in items], dtype=np.int64),
         [item.name for item in items],
         [item.split for item in items],
         source.classes,
-        decoded.content,
+        digest_of(decoded.content, hashlib.blake2b(digests.tobytes()).hexdigest()),
         decoded.folder / "images.u8",
         decoded.bad,
         decoded.special,
@@ -178,7 +195,7 @@ def look(
     votes, voters, why_not = doubts(loaded, copies, config, built, pre, device, say)
     report = checks.report(gathered, votes, voters, why_not)
     extra = [Finding("too-small", "error", problem)] if problem else []
-    if config["objective"] not in ("val_loss", *OBJECTIVES) or (config["objective"] == "top5" and len(loaded.classes) <= 5):
+    if config["objective"] == "top5" and len(loaded.classes) <= 5:
         text = f"The objective top5 says nothing with {len(loaded.classes)} classes: choose accuracy, or another."
         extra.append(Finding("objective", "error", text))
     kept = tuple(f for f in report.findings if not (problem and f.kind in ("no-validation", "no-test")))  # they follow from it
@@ -206,7 +223,7 @@ def doubts(
     if len(rows) < FEW:
         return None, nobody, f"{len(rows)} images are too few"
     features = features[torch.from_numpy(np.argsort(order[: len(features)]))]
-    return vote(features.to(device), loaded.labels[rows], len(loaded.classes), copies.groups[rows]), rows, ""
+    return vote(features.to(device), loaded.labels[rows], copies.groups[rows]), rows, ""
 
 
 def some_features(
@@ -265,6 +282,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         os.replace(aside, path)
     except OSError:
         aside.unlink(missing_ok=True)
+
+
+def digest_tensors(state: Mapping[str, Tensor]) -> str:
+    """BLAKE2b of names and values of tensors, in hexadecimal (16 characters)."""
+    h = hashlib.blake2b(digest_size=8)
+    for name, tensor in state.items():
+        h.update(name.encode())
+        h.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()
 
 
 def digest_of(*values: Any) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +16,12 @@ from PIL import Image
 
 from hpsearch.errors import FixInput, nearest
 from hpsearch.finetune import torchvision_sets
+from hpsearch.finetune.functions import brief, load_function
 from hpsearch.finetune.images import SUFFIXES, Unusable, as_picture
 from hpsearch.finetune.manifests import SPLITS, TABLES, is_number, read_table
 from hpsearch.finetune.torchvision_sets import DATA_SETS
+from hpsearch.types import Say, say_nothing
 
-Progress = Callable[[str, int, int], None]  # what is being done, done, total
 Read = Callable[["Item"], Image.Image | npt.NDArray[Any]]
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 ORDER = ("train", "val", "test")
@@ -64,12 +63,7 @@ class Found:
     name: str  # of its class
 
 
-def no_progress(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
-    del what, done, total
-
-
-def open_source(data: str, root: Path | None = None, progress: Progress = no_progress) -> Source:
+def open_source(data: str, root: Path | None = None, progress: Say = say_nothing) -> Source:
     """The labelled images called `data`; torchvision's sets are looked for, and downloaded to, `root`.
 
     Raises FixInput when there are no such images or they are not arranged as needed, FixSetup when they cannot be fetched.
@@ -221,7 +215,7 @@ def open_table(data: str, path: Path) -> Source:
 # ---------------------------------------------------------------- data sets: torchvision's and one's own
 
 
-def open_set(data: str, name: str, root: Path, progress: Progress) -> Source:
+def open_set(data: str, name: str, root: Path, progress: Say) -> Source:
     """A data set of torchvision."""
     sets = torchvision_sets.load(name, root, progress)
     files = {split: torchvision_sets.files_of(images) for split, images in sets.items()}
@@ -237,24 +231,13 @@ def open_set(data: str, name: str, root: Path, progress: Progress) -> Source:
     return finish(replace(source, fingerprint=torchvision_sets.fingerprint(name, sets)), found)
 
 
-def open_function(data: str, progress: Progress) -> Source:
+def open_function(data: str, progress: Say) -> Source:
     """What a function of the user's returns: a map-style data set of (image, label), or a mapping of split -> such."""
-    module_name, function_name = data.split(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever the module does
-        raise FixInput(f"{data}: importing '{module_name}' failed ({torchvision_sets.brief(error)}) in {os.getcwd()}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise FixInput(f"{data}: '{module_name}' has no function '{function_name}': {nearest(function_name, known)}")
+    function = load_function(data, "the data")
     try:
         made = function()
     except (Exception, SystemExit) as error:
-        raise FixInput(f"{data}: the function failed when called without arguments ({torchvision_sets.brief(error)})") from error
+        raise FixInput(f"{data}: the function failed when called without arguments ({brief(error)})") from error
     sets: dict[str | None, Any] = {}
     for key, images in made.items() if isinstance(made, Mapping) else [(None, made)]:
         if key is not None and SPLITS.get(str(key).lower()) in (None, *sets):
@@ -269,7 +252,7 @@ def open_function(data: str, progress: Progress) -> Source:
     return finish(replace(source, fingerprint=None if mark is None else str(mark)), found)
 
 
-def from_sets(data: str, sets: Mapping[str | None, Any], progress: Progress) -> tuple[Source, list[Found]]:
+def from_sets(data: str, sets: Mapping[str | None, Any], progress: Say) -> tuple[Source, list[Found]]:
     """A source that reads from map-style data sets, without its items; and those. Raises FixInput when they yield something else."""
     first = next(iter(sets.values()), ())
     labels = {split: check_set(data, split, images, progress) for split, images in sets.items()}
@@ -293,14 +276,14 @@ def from_sets(data: str, sets: Mapping[str | None, Any], progress: Progress) -> 
         except Unusable:
             raise
         except Exception as error:  # the data set's own code
-            raise Unusable(torchvision_sets.brief(error)) from None
+            raise Unusable(brief(error)) from None
 
     used = {f.name for f in found}
     classes, empty = (tuple(name for name in by_label.values() if (name in used) is there) for there in (True, False))
     return Source(data, classes, (), read, (), empty), found
 
 
-def check_set(data: str, split: str | None, images: Any, progress: Progress) -> list[int]:
+def check_set(data: str, split: str | None, images: Any, progress: Say) -> list[int]:
     """The labels of one split, after a look at its first image. Raises FixInput."""
     expected = "expected (image, label): an image of PIL, uint8 or float in [0, 1], and an integer"
     where = f"{data}: split '{split}'" if split else data
@@ -313,7 +296,7 @@ def check_set(data: str, split: str | None, images: Any, progress: Progress) -> 
     except Unusable as error:
         raise FixInput(f"{where} yields {error}; {expected}") from None
     except Exception as error:
-        raise FixInput(f"{where} cannot be read ({torchvision_sets.brief(error)}); {expected}") from error
+        raise FixInput(f"{where} cannot be read ({brief(error)}); {expected}") from error
 
 
 # ---------------------------------------------------------------- all

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpsearch.errors import FixSetup
+from hpsearch.finetune.functions import brief
 from hpsearch.finetune.images import as_picture
 
 Arguments = Mapping[str, Any]
@@ -91,11 +92,6 @@ def construct(name: str, root: Path, download: bool) -> dict[str | None, Any]:
 
     kind = getattr(datasets, name)
     return {split: kind(str(root), **arguments, download=download) for split, arguments in SETS[name].items()}
-
-
-def brief(error: BaseException) -> str:
-    """The error on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def labels_of(images: Any, progress: Callable[[int], None]) -> list[int]:

@@ -6,12 +6,8 @@ torchvision is imported only for its own: that costs 2 to 3 s of a worker's star
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hpsearch.errors import FixInput, nearest
+from hpsearch.finetune.functions import load_function
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.names import check_model, is_file, is_own
 
@@ -183,57 +180,29 @@ def changed(expected: Preprocessing, overrides: Mapping[str, Any] | None) -> Pre
     return result
 
 
-@contextmanager
-def working_folder() -> Iterator[None]:
-    """Modules in the working folder can be imported, as for a script run there."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
 def own_net(name: str, classes: int, pretrained: bool | None) -> nn.Module:
     """What the user's "package.module:function" returns for `classes`.
 
     `pretrained` is passed on where the function takes it; None means as cheap as can be. Raises FixInput when the
     function is not there, fails, returns no module, or takes no `pretrained` although False is asked for.
     """
-    module_name, function_name = name.split(":")
-    with working_folder():
-        function = own_function(module_name, function_name)
-        options: dict[str, Any] = {"num_classes": classes}
-        if "pretrained" in parameters(function):
-            options["pretrained"] = bool(pretrained)
-        elif pretrained is False:
-            raise FixInput(
-                f"weights: none needs {name} to take an argument 'pretrained', to be called with pretrained=False; "
-                "add it, or use weights: DEFAULT for the model as it comes"
-            )
-        call = f"{function_name}({', '.join(f'{k}={v}' for k, v in options.items())})"
-        try:
-            net = function(**options)
-        except Exception as error:
-            raise FixInput(f"the model {name} failed at {call}: {type(error).__name__}: {error}") from error
+    function = load_function(name, "the model")
+    options: dict[str, Any] = {"num_classes": classes}
+    if "pretrained" in parameters(function):
+        options["pretrained"] = bool(pretrained)
+    elif pretrained is False:
+        raise FixInput(
+            f"weights: none needs {name} to take an argument 'pretrained', to be called with pretrained=False; "
+            "add it, or use weights: DEFAULT for the model as it comes"
+        )
+    call = f"{name.partition(':')[2]}({', '.join(f'{k}={v}' for k, v in options.items())})"
+    try:
+        net = function(**options)
+    except (Exception, SystemExit) as error:
+        raise FixInput(f"the model {name} failed at {call}: {type(error).__name__}: {error}") from error
     if not isinstance(net, nn.Module):
         raise FixInput(f"the model {name} must return a torch.nn.Module; {call} returned {type(net).__name__}")
     return net
-
-
-def own_function(module_name: str, function_name: str) -> Callable[..., Any]:
-    """The user's function; FixInput when its module or itself is not there."""
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        where = f"looked in {os.getcwd()} and the installed packages"
-        raise FixInput(f"cannot import '{module_name}' ({where}): {type(error).__name__}: {error}") from error
-    functions = {key: value for key, value in vars(module).items() if callable(value)}
-    if function_name not in functions:
-        own = [key for key, value in functions.items() if getattr(value, "__module__", "") == module_name]
-        raise FixInput(f"{module.__file__} has no function '{function_name}': {nearest(function_name, own)}")
-    found: Callable[..., Any] = functions[function_name]
-    return found
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:

@@ -43,7 +43,7 @@ def preflight(sampler: str) -> None:
 class Patient(optuna.pruners.BasePruner):
     """Lets a trial go on while it still improves (Prechelt, 1998): asks `inner` only after `patience` reports without a better one.
 
-    Reports are best losses so far, which never rise; Optuna's PatientPruner waits for a rise.
+    Reports are best losses so far, which never rise (negated in a study that maximises); Optuna's PatientPruner waits for a rise.
     """
 
     def __init__(self, inner: optuna.pruners.BasePruner | None, patience: int, warmup: int) -> None:
@@ -51,7 +51,8 @@ class Patient(optuna.pruners.BasePruner):
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         """Whether the trial stops at its last report; without `inner`, when it has not improved for long enough."""
-        reports = [value for _, value in sorted(trial.intermediate_values.items())]
+        sign = 1 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1
+        reports = [sign * value for _, value in sorted(trial.intermediate_values.items())]
         if len(reports) <= self.patience or (trial.last_step or 0) < self.warmup or reports[-1] < reports[-1 - self.patience]:
             return False
         return self.inner is None or self.inner.prune(study, trial)

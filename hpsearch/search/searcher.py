@@ -48,7 +48,9 @@ class OptunaSearcher:
         self.fixed = {p.name: p.default for p in self.space if p.name not in self.varied}
         self.storage = storage
         self.study_id = open_study(storage, spec)
-        self.uid: str = storage.get_study_user_attrs(self.study_id)[RECORD]["uid"]
+        about = storage.get_study_user_attrs(self.study_id)[RECORD]
+        self.uid: str = about["uid"]
+        self.known: Mapping[str, Any] = about.get("facts", {})
         self.memory = InMemoryStorage()
         self.sign = OBJECTIVES[spec.objective]
         direction = direction_of(spec.objective)
@@ -165,6 +167,8 @@ class OptunaSearcher:
         for live in (self.best, self.trials, self.started):
             live.pop(number, None)
         ended = self.memory.get_trial(memory_id)
+        if outcome.status is Status.PRUNED and self.sign < 0:
+            ended.value = None  # Optuna makes the last report its value, a negated loss among shares
         self.writer.put(lambda: self.store_end(ended))
         return record
 

@@ -195,6 +195,37 @@ def test_median_pruning_stops_what_is_worse_at_equal_progress_and_not_what_is_be
     s.close()
 
 
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_pruning_goes_by_the_loss_in_either_direction(folder, pruner):
+    """A study of accuracy stops the same trials at the same epochs as one of the loss: both are pruned on the loss."""
+    fates = []
+    for place, objective in ((folder, "val_loss"), (folder / "whole", "accuracy")):  # Hyperband's brackets depend on the name
+        s = searcher(place, study("random", pruner, {**SMALL, "epochs": 10}, objective=objective))
+        run(s, 25)
+        fates.append([(r.status, len(r.curve)) for r in s.records()])
+        s.close()
+    assert fates[0] == fates[1]
+    if pruner not in ("none", "patient"):  # these curves improve at every report
+        assert {status for status, _ in fates[0]} == {Status.PRUNED, Status.COMPLETE}
+
+
+def test_an_objective_of_which_more_is_better_is_maximised_and_read_back(folder):
+    s = searcher(folder, study("tpe", "median", objective="accuracy"))
+    while s.remaining(12):
+        (trial,) = s.ask(1)
+        shares = {"accuracy": 1 - trial.params["dropout"]}
+        stop = any(s.report(Progress(trial.number, e, 4, loss_at(trial.params, e), 0.1, shares, 0.1)) for e in range(1, 5))
+        s.tell(Outcome(trial.number, Status.PRUNED if stop else Status.COMPLETE, loss_at(trial.params, 4), 4, 0.1, shares, trial.params))
+    s.close()
+    loaded = optuna.load_study(study_name="s", storage=url(folder))
+    assert loaded.direction == optuna.study.StudyDirection.MAXIMIZE
+    records = read_study(open_storage(url(folder)), "s").records
+    assert best_record(records).score == loaded.best_value == max(r.score for r in records if r.status is Status.COMPLETE)
+    for record, trial in zip(records, loaded.trials, strict=True):
+        assert record.val_loss == pytest.approx(loss_at(record.params, 4))
+        assert trial.value == (record.score if record.status is Status.COMPLETE else None)
+
+
 @pytest.mark.parametrize("around", ["none", "median"])
 def test_patience_spares_what_improves_and_stops_what_does_not(folder, around):
     s = searcher(folder, study("random", {"name": "patient", "around": around, "patience": 2, "warmup": 0.1, "startup_trials": 1}))

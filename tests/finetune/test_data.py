@@ -127,10 +127,19 @@ def test_copies_of_an_image_are_never_divided_even_under_two_labels(seed, pairs)
 
 
 def test_classes_too_small_are_named():
-    with pytest.raises(FixInput, match=r"class class 1 has 3 images: too few for 1 training, 2 validation, 1 test image\(s\); add images"):
+    with pytest.raises(FixInput, match=r"class class 1 has 3 images: too few for 2 validation, 1 test, 1 training images; add"):
         cut([0] * 30 + [1] * 3, val=0.5, test=0.2)
-    with pytest.raises(FixInput, match=r"class 0 has 178 images: too few for 170 training, 40 validation and 1 test"):
+    with pytest.raises(FixInput, match=r"class 0 has 178 images: too few for 170 training, 40 validation, 1 test images \(and 9 more"):
         data.embedded(GRAY, {**DIGITS, "train_per_class": 170}, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_of_copies_is_trained_on_and_never_swells_a_smaller_split(seed):
+    groups = np.arange(100)
+    groups[50:] = 50  # half of the images are frames of one film
+    parts = cut([0] * 100, seed, groups=groups, val=0.15, test=0.15)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 70, "val": 15, "test": 15}
+    assert set(range(50, 100)) <= set(parts["train"].tolist())
 
 
 def test_normalising_gives_the_mean_and_spread_asked_for_per_channel():
@@ -146,7 +155,8 @@ def test_an_index_gives_the_same_data_back_from_the_file(tmp_path):
     labels = np.array([0, 1, 0, 1, 0, 1])
     parts = {"train": np.array([0, 1]), "val": np.array([2, 3]), "test": np.array([4, 5])}
     made = data.assemble(pixels, labels, ["ä", "b"], parts, "content")
-    data.save_index(tmp_path / "split.npz", tmp_path / "images.u8", pixels.shape, made)
+    each = {name: labels[part] for name, part in parts.items()}
+    data.save_index(tmp_path / "split.npz", tmp_path / "images.u8", pixels.shape, made.classes, parts, each, made.digest)
     found = data.from_index(tmp_path / "split.npz")
     assert (found.classes, found.digest) == (("ä", "b"), made.digest)
     for name in data.SPLITS:

@@ -41,8 +41,8 @@ def index(folder, images, side=224):
         file.truncate(images * 3 * side * side)
     rows = np.arange(images)
     parts = {"train": rows[: images - 2], "val": rows[-2:-1], "test": rows[-1:]}
-    made = data.assemble(data.mapped(folder / "images.u8", shape), rows % 2, ["a", "b"], parts, "zeros")
-    data.save_index(folder / "split.npz", folder / "images.u8", shape, made)
+    labels = {name: part % 2 for name, part in parts.items()}
+    data.save_index(folder / "split.npz", folder / "images.u8", shape, ["a", "b"], parts, labels, "zeros")
     return folder / "split.npz"
 
 
@@ -55,7 +55,9 @@ def test_a_file_twice_as_large_as_memory_is_opened_and_read(tmp_path):
 
 def test_reading_all_images_takes_no_memory_of_the_process(tmp_path):
     path = index(tmp_path, 2562)  # 386 MB of pixels, 1.5 GB as floats
-    done = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     grown, total = done.stdout.split()
     assert int(grown) < 64  # MB; a batch of 16 is 10 MB of floats

@@ -279,7 +279,7 @@ def test_files_that_are_not_to_be_read(tmp_path):
     status = (tmp_path / "some.jpg").stat()
     assert why(tmp_path / "missing.jpg") == "not found"
     assert why(tmp_path / "empty.jpg") == "empty file"
-    assert why(tmp_path / "folder.jpg") == "cannot be read (is a directory)"
+    assert why(tmp_path / "folder.jpg") == "not a file"
     assert why(tmp_path / "pipe.jpg") == "not a file"
     assert why(tmp_path / "huge.jpg") == "larger than 256 MB"
     assert why(tmp_path / "some.jpg", (4, status.st_mtime_ns - 1)) == "changed while it was read"

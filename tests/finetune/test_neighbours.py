@@ -22,7 +22,7 @@ def test_the_nearest_rows_are_scikit_learns():
 def test_chunks_do_not_change_what_is_found(monkeypatch):
     rows = neighbours.unit(torch.randn(50, 8, generator=torch.Generator().manual_seed(1)))
     whole = neighbours.nearest(rows, 3)
-    monkeypatch.setattr(neighbours, "CHUNK", 7)
+    monkeypatch.setattr(neighbours, "CHUNK", 7 * 50)
     assert torch.equal(neighbours.nearest(rows, 3)[1], whole[1])
 
 
@@ -66,7 +66,7 @@ def test_wrong_labels_are_found_among_digits_and_few_right_ones_doubted():
     wrong = rng.choice(len(labels), 36, replace=False)
     given = labels.copy()
     given[wrong] = (labels[wrong] + rng.integers(1, 10, len(wrong))) % 10
-    votes = neighbours.vote(images.flatten(1).float(), given, 10, np.arange(len(labels)))
+    votes = neighbours.vote(images.flatten(1).float(), given, np.arange(len(labels)))
     suspects = np.flatnonzero((votes.agreement <= 0.1) & (votes.support >= 0.7))
     assert len(set(suspects) & set(wrong)) >= 0.9 * len(wrong)
     assert len(set(suspects) - set(wrong)) <= 0.01 * len(labels)
@@ -79,5 +79,5 @@ def test_copies_of_an_image_have_no_vote_on_it():
     features = torch.cat([features, features[:1].repeat(12, 1)])
     labels = np.array([0] + [1] * 39 + [0] * 12)  # an image and its twelve copies under a label that nobody else has
     copies = np.array([*range(40), *[0] * 12])
-    assert neighbours.vote(features, labels, 2, copies).agreement[0] == 0
-    assert neighbours.vote(features, labels, 2, np.arange(52)).agreement[0] == 1
+    assert neighbours.vote(features, labels, copies).agreement[0] == 0
+    assert neighbours.vote(features, labels, np.arange(52)).agreement[0] == 1

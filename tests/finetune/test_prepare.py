@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def save(pixels, path):
 
 def config(photos, model=None, **values):
     spec = parse_spec({"data": str(photos), "model": "glyphnet", "preprocess": {"size": 16, "resize": 16}, **values})
-    return spec.resolved() | {"model": model}
+    return spec.resolved() | {"model": model, "folder": str(photos.parent)}
 
 
 def kinds(prepared):
@@ -48,7 +49,7 @@ def test_a_folder_is_divided_and_the_workers_find_the_same_images(photos):
     assert prepared.blocks == 6
     assert "65 of 65 tensors" in prepared.weights
     assert prepared.report.counts == {"train": (21, 21), "val": (7, 7), "test": (7, 7)}
-    found = datasets.from_index(prepared.index)
+    found = datasets.from_index(Path(prepared.index))
     assert found.classes == ("flower", "temple")
     assert found.digest == prepared.digest
     assert found.train.pixels().shape == (42, 1, 16, 16)
@@ -73,6 +74,29 @@ def test_relabelling_is_noticed_without_decoding_again(photos, monkeypatch):
     second = prepare(config(photos))
     assert second.digest != first.digest
     assert second.report.classes == ("flower", "other", "temple")
+
+
+def test_the_same_data_is_divided_alike_whatever_the_cache_holds(photos, monkeypatch):
+    """A label corrected by moving a file: with pixels decoded before, in another order, and with an empty cache."""
+    prepare(config(photos))
+    shutil.move(photos / "temple" / "3.png", photos / "flower" / "3.png")
+    warm = prepare(config(photos))
+    pixels = datasets.from_index(Path(warm.index)).val.pixels()
+    monkeypatch.setenv("HPSEARCH_CACHE", str(photos.parent / "empty"))
+    cold = prepare(config(photos))
+    assert cold.digest == warm.digest
+    assert torch.equal(datasets.from_index(Path(cold.index)).val.pixels(), pixels)
+
+
+def test_what_is_wrong_with_new_files_is_told_although_the_images_were_looked_at_before(photos):
+    before = prepare(config(photos, "glyphnet")).report
+    (photos / "empty").mkdir()
+    (photos / "temple" / "zero.jpg").write_bytes(b"")
+    (photos / "temple" / "notes.txt").write_text("mine")
+    after = prepare(config(photos, "glyphnet")).report
+    new = {f.kind for f in after.findings} - {f.kind for f in before.findings}
+    assert new == {"unreadable", "ignored", "empty-class"}
+    assert after.left_out == 1
 
 
 def test_one_bad_file_never_ends_a_study_and_many_do(photos):
@@ -171,4 +195,6 @@ def test_the_embedded_digits_are_checked_too():
     assert prepared.report.counts["train"] == (5,) * 10
     assert prepared.index == ""
     assert not prepared.report.refused
-    assert prepared.digest == FineTuneKernel(parse_spec({}).resolved() | {"device": "cpu"}).facts().values["data_digest"]
+    for values in ({}, {"model": "shufflenet_v2_x0_5", "weights": "none", "preprocess": {"size": 32}}):
+        cfg = parse_spec(values).resolved()
+        assert prepare(cfg).digest == FineTuneKernel(cfg | {"device": "cpu"}).facts().values["data_digest"]
