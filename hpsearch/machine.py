@@ -121,7 +121,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
                 break_off()
             return
         with suppress(OSError, RuntimeError, ValueError):  # the terminal may be gone, or in the middle of a line
-            sys.stderr.write("\nStopping: running trials end within seconds. Once more stops at once.\n")
+            sys.stderr.write("\nStopping within seconds. Once more stops at once.\n")
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():

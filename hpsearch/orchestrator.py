@@ -20,10 +20,12 @@ from hpsearch.types import (
     Outcome,
     Progress,
     Searcher,
+    Status,
     StudyStarted,
     Tracker,
     Trial,
     TrialEnded,
+    TrialPaused,
     TrialRecord,
     TrialStarted,
     WorkerReady,
@@ -56,6 +58,7 @@ class Orchestrator:
         self.exhausted = False
         self.facts: Facts | None = None
         self.best = best_record(searcher.records())
+        self.states = {r.number: r.state for r in searcher.records() if r.status is Status.PAUSED and r.state is not None}
 
     def run(self, study: str, spec: Mapping[str, Any]) -> str:
         """Train until the budget is spent; returns why it ended: "budget", "timeout", "exhausted" or "interrupted".
@@ -66,6 +69,7 @@ class Orchestrator:
         earlier = tuple(searcher.records())
         self.record(StudyStarted(study, searcher.uid, spec, earlier, self.budget, self.executor.workers, searcher.known))
         if not self.searcher.remaining(self.budget):
+            self.settle(over=True)
             return "budget"
         self.executor.start()
         begun = time.monotonic()
@@ -83,13 +87,15 @@ class Orchestrator:
             elif self.facts is not None:
                 self.feed()
                 if not self.live and not self.pending():
+                    self.settle(over=True)
                     return "exhausted" if self.searcher.remaining(self.budget) else "budget"
             for message in self.executor.poll(0.2):
                 self.handle(message, stopping=reason is not None)
 
     def pending(self) -> bool:
         """Whether there is a trial to start."""
-        return bool(self.prepared) or (not self.exhausted and self.searcher.remaining(self.budget) > 0)
+        more = not self.exhausted and self.searcher.remaining(self.budget) > 0
+        return bool(self.prepared) or more or self.searcher.promotable() > 0
 
     def feed(self) -> None:
         """Give every free worker a trial, then ask ahead while they train."""
@@ -107,7 +113,7 @@ class Orchestrator:
 
     def ask(self) -> Trial | None:
         """One trial from the searcher, if the budget allows."""
-        if self.exhausted or not self.searcher.remaining(self.budget):
+        if (self.exhausted and not self.searcher.promotable()) or not self.searcher.remaining(self.budget):
             return None
         trials = self.searcher.ask(1)
         self.exhausted = not trials
@@ -141,12 +147,30 @@ class Orchestrator:
         return stop or progress.trial in self.interrupted
 
     def end(self, outcome: Outcome) -> None:
-        """Tell a trial's outcome, unless it was cut off; keep the weights of the best trial only."""
+        """Tell a trial's outcome, unless it was cut off; it may be over, or wait at a rung."""
         if outcome.trial in self.interrupted:
+            forget(outcome.state)
             return
         record = self.searcher.tell(outcome)
+        forget(self.states.pop(record.number, None))
+        if record.status is Status.PAUSED and record.state is not None:
+            self.states[record.number] = record.state
+            self.record(TrialPaused(record))
+        else:
+            self.conclude(record)
+        self.settle(over=False)
+
+    def settle(self, over: bool) -> None:
+        """End trials that wait at a rung in vain."""
+        for record in self.searcher.settle(over):
+            forget(self.states.pop(record.number, record.state))
+            self.conclude(record)
+
+    def conclude(self, record: TrialRecord) -> None:
+        """Tell of an ended trial; keep the weights of the best one only."""
         before, self.best = self.best, best_record([record, *([self.best] if self.best else [])])
-        forget_weights(before if self.best is record else record)
+        loser = before if self.best is record else record
+        forget(loser.checkpoint if loser is not None else None)  # checkpoints of losers fill disks
         self.record(TrialEnded(record, self.best.number if self.best else None))
 
     def record(self, event: Event) -> None:
@@ -155,8 +179,8 @@ class Orchestrator:
             tracker.record(event)
 
 
-def forget_weights(record: TrialRecord | None) -> None:
-    """Delete a trial's kept weights: checkpoints of losers fill disks."""
-    if record is not None and record.checkpoint is not None:
+def forget(path: str | None) -> None:
+    """Delete a file that nobody needs any more."""
+    if path is not None:
         with suppress(OSError):
-            Path(record.checkpoint).unlink()
+            Path(path).unlink()

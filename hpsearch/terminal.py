@@ -24,6 +24,7 @@ from hpsearch.types import (
     StudyStarted,
     Trial,
     TrialEnded,
+    TrialPaused,
     TrialRecord,
     TrialStarted,
     WorkerReady,
@@ -38,7 +39,14 @@ SHORT = {
     "dropout": "drop",
     "frozen_layers": "frozen",
 }
-COLOURS = {Status.WAITING: "dim", Status.COMPLETE: "green", Status.PRUNED: "yellow", Status.FAILED: "red", Status.RUNNING: "cyan"}
+COLOURS = {
+    Status.WAITING: "dim",
+    Status.PAUSED: "dim",
+    Status.COMPLETE: "green",
+    Status.PRUNED: "yellow",
+    Status.FAILED: "red",
+    Status.RUNNING: "cyan",
+}
 SHOWN = 12  # trials in the live table
 SOON = 2.0  # seconds within which a step needs no announcement of its progress
 NEWS = ("Data: ", "Model: ", "Weights: ")  # what is worth keeping on the screen
@@ -69,6 +77,7 @@ class Board:
         self.begun = time.monotonic()
         self.running: dict[int, tuple[Trial, Progress | None]] = {}
         self.ended: list[TrialRecord] = []
+        self.paused: set[int] = set()
         self.best: TrialRecord | None = None
         self.facts: Mapping[str, Any] = {}
 
@@ -81,14 +90,21 @@ class Board:
                 for record in records:
                     if record.status.ended:
                         self.end(record)
+                    elif record.status is Status.PAUSED:
+                        self.paused.add(record.number)
             case WorkerReady(_, facts):
                 self.facts = facts
             case TrialStarted(trial, _):
                 self.running[trial.number] = (trial, None)
+                self.paused.discard(trial.number)
             case EpochDone(progress, _, _):
                 self.running[progress.trial] = (self.running[progress.trial][0], progress)
+            case TrialPaused(record):
+                self.running.pop(record.number, None)
+                self.paused.add(record.number)
             case TrialEnded(record, _):
                 self.running.pop(record.number, None)
+                self.paused.discard(record.number)
                 self.end(record)
             case StudyEnded():
                 self.running.clear()
@@ -101,6 +117,7 @@ class Board:
     def headline(self) -> str:
         """Where the study stands, in a line."""
         fates = {s: sum(r.status is s for r in self.ended) for s in (Status.COMPLETE, Status.PRUNED, Status.FAILED)}
+        fates[Status.PAUSED] = len(self.paused)
         counts = ", ".join(f"{n} {s.value.lower()}" for s, n in fates.items() if n)
         return f"{len(self.ended)}/{self.budget} trials" + (f" ({counts})" if counts else "")
 

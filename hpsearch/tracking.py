@@ -28,6 +28,7 @@ from hpsearch.types import (
     StudyStarted,
     Trial,
     TrialEnded,
+    TrialPaused,
     TrialRecord,
     TrialStarted,
     WorkerReady,
@@ -208,7 +209,10 @@ class Mirror:
             case WorkerReady(_, facts):
                 self.describe(facts)
             case TrialStarted(trial, at):
-                self.trials[trial.number], self.curves[trial.number] = (trial, at), []
+                self.trials.setdefault(trial.number, (trial, at))
+                self.curves.setdefault(trial.number, [])  # one that goes on from a rung has its curve
+            case TrialPaused():
+                self.flush()
             case EpochDone(progress, _, at):
                 self.curves[progress.trial].append((progress.row(), at))
             case TrialEnded(record, best):
@@ -255,6 +259,11 @@ class Mirror:
         for record in ended.values():
             if record.number not in self.runs:
                 self.finish(record)
+        for record in event.records:
+            if record.status is Status.PAUSED:  # its run is made again, with what it has come to
+                begun = record.started or time.time()
+                self.trials[record.number] = (Trial(record.number, record.params, record.attempt, record.origin), begun)
+                self.curves[record.number] = [(row, begun + row.get("seconds", 0.0)) for row in record.curve]
 
     def search(self, query: str) -> list[Run]:
         """All runs of the experiment that match."""

@@ -39,6 +39,7 @@ class Status(StrEnum):
 
     WAITING = "WAITING"  # interrupted; the next session trains it again
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"  # at a rung of successive halving; it may go on from there
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
     FAILED = "FAILED"
@@ -46,7 +47,7 @@ class Status(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether nothing more will come of the trial."""
-        return self not in (Status.WAITING, Status.RUNNING)
+        return self not in (Status.WAITING, Status.RUNNING, Status.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Trial:
     params: Params
     attempt: int = 1  # k+1 after an interruption
     origin: str = "sampled"  # "default", "sampled" or "grid"
+    resume: str | None = None  # file with the state it goes on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Outcome:
     checkpoint: str | None = None  # path of the kept weights (safetensors)
     error: str | None = None
     per_class: PerClass = field(default_factory=dict)  # at the kept epoch
+    state: str | None = None  # file from which a stopped trial can go on exactly as if it had not been stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class TrialRecord:
     error: str | None
     objective: str = "val_loss"  # one of OBJECTIVES: what the study optimises
     per_class: PerClass = field(default_factory=dict)
+    state: str | None = None  # file that a paused trial goes on from
 
     @property
     def score(self) -> float | None:
@@ -264,6 +268,13 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialPaused:
+    """A trial waits at a rung; when it goes on, it is started again."""
+
+    record: TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded:
     """A trial ended, as the storage remembers it; `best` is the study's best trial number now."""
 
@@ -281,7 +292,7 @@ class StudyEnded:
     artifacts: Sequence[str] = ()  # files that belong to the study: report, resolved spec, best weights
 
 
-Event: TypeAlias = StudyStarted | WorkerReady | TrialStarted | EpochDone | TrialEnded | StudyEnded
+Event: TypeAlias = StudyStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
 
 
 # ---------------------------------------------------------------- protocols
@@ -372,7 +383,15 @@ class Searcher(Protocol):
         ...
 
     def tell(self, outcome: Outcome) -> TrialRecord:
-        """Take note of how a trial ended."""
+        """Take note of how a trial ended, or that it waits at a rung."""
+        ...
+
+    def promotable(self) -> int:
+        """How many trials that wait at a rung may go on now."""
+        ...
+
+    def settle(self, over: bool) -> tuple[TrialRecord, ...]:
+        """End the trials at rungs that can never go on; all that wait there when the study is `over`."""
         ...
 
     def records(self) -> Iterator[TrialRecord]:
@@ -380,7 +399,7 @@ class Searcher(Protocol):
         ...
 
     def remaining(self, budget: int) -> int:
-        """How many trials may still be asked for when the study is to have `budget` in all."""
+        """How many trials may be asked for now when the study is to have `budget` in all."""
         ...
 
     def remember(self, facts: Facts) -> None:

@@ -1,8 +1,11 @@
 """Kernels for tests: honest small things that keep the contract of `types.Kernel`, without torch."""
 
+import json
 import math
 import os
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 from hpsearch.errors import FixInput
 from hpsearch.types import Facts, Outcome, Progress, Status
@@ -21,6 +24,7 @@ class CurveKernel:
 
     def __init__(self, config):
         self.sleep = config.get("sleep", 0.0)
+        self.states = Path(config["states"]) if config.get("states") else None  # folder; trials that are stopped can go on
         self.faults = {int(k): v for k, v in config.get("faults", {}).items()}
         if config.get("broken"):
             raise FixInput(config["broken"])
@@ -36,8 +40,12 @@ class CurveKernel:
 
     def train(self, trial):
         fault = self.faults.get(trial.number) if trial.attempt == 1 else None
-        best, begun = None, time.monotonic()
-        for epoch in range(1, trial.params["epochs"] + 1):
+        best, begun, first = None, time.monotonic(), 1
+        if trial.resume is not None:
+            stored = json.loads(Path(trial.resume).read_text())
+            assert stored["trial"] == trial.number
+            best, first = Progress(**stored["best"]), stored["epoch"] + 1
+        for epoch in range(first, trial.params["epochs"] + 1):
             time.sleep(self.sleep)
             if fault == "raise":
                 raise RuntimeError("no such tensor")
@@ -59,7 +67,11 @@ class CurveKernel:
                 break
         full = now.epoch == now.epochs and trial.number not in stop
         status = Status.COMPLETE if full else Status.PRUNED
-        yield (Outcome(trial.number, status, best.val_loss, best.epoch, now.seconds, best.metrics, dict(trial.params)),)
+        state = None
+        if not full and self.states is not None:
+            state = str(self.states / f"trial-{trial.number}-{now.epoch}.state")
+            Path(state).write_text(json.dumps({"trial": trial.number, "epoch": now.epoch, "best": asdict(best)}))
+        yield (Outcome(trial.number, status, best.val_loss, best.epoch, now.seconds, best.metrics, dict(trial.params), state=state),)
 
 
 def curves(config):

@@ -14,7 +14,7 @@ from hpsearch.search.catalog import read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import parse_spec
-from hpsearch.types import EpochDone, Status, StudyStarted, TrialEnded, TrialStarted, WorkerReady
+from hpsearch.types import EpochDone, Status, StudyStarted, TrialEnded, TrialPaused, TrialStarted, WorkerReady
 
 
 class Memory:
@@ -210,3 +210,72 @@ def test_only_the_best_trials_weights_are_kept(url, tmp_path):
     searcher.close()
     best = min(stored(url), key=lambda r: r.val_loss)
     assert [n for n, path in made.items() if path.exists()] == [best.number]
+
+
+# ---------------------------------------------------------------- rungs that continue
+
+HALVING = {"pruner": {"name": "halving", "warmup": 0.2, "reduction_factor": 2}, "space": {"epochs": 10}}
+
+
+def halving(url, tmp_path, **values):
+    (tmp_path / "states").mkdir(exist_ok=True)
+    return session(url, config={"states": str(tmp_path / "states")}, **HALVING, **values)
+
+
+def test_trials_wait_at_rungs_go_on_from_there_and_leave_nothing_behind(url, tmp_path):
+    reason, memory = halving(url, tmp_path, budget=24)
+    assert reason == "budget"
+    records = stored(url)
+    assert [r.number for r in records] == list(range(24))
+    assert {r.status for r in records} == {Status.COMPLETE, Status.PRUNED}
+    paused = [e.record.number for e in memory.of(TrialPaused)]
+    again = [e.trial for e in memory.of(TrialStarted) if e.trial.resume]
+    assert {t.number for t in again} <= set(paused)
+    assert len(again) >= 5
+    for r in records:
+        assert [row["epoch"] for row in r.curve] == list(range(1, len(r.curve) + 1)), "an epoch trained twice, or never"
+        assert r.val_loss == min(row["val_loss"] for row in r.curve)
+        assert len(r.curve) in ((2, 4, 8) if r.status is Status.PRUNED else (10,))
+    complete = {r.number for r in records if r.status is Status.COMPLETE}
+    final = sorted((min(row["val_loss"] for row in r.curve[:8]), r.number) for r in records if len(r.curve) >= 8)
+    assert complete >= {n for _, n in final[: len(final) // 2]}  # the best half of those at the last rung
+    assert sorted(e.record.number for e in memory.of(TrialEnded)) == list(range(24))  # each once
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tmp_path, empty, sampler):
+    other = tmp_path / "whole"
+    other.mkdir()
+    shutil.copy(empty, other / "hpsearch.db")
+    halving(f"sqlite:///{other}/hpsearch.db", other, budget=20, sampler=sampler)
+    for stop_after in (7, 30, 80):
+        polls = iter(range(stop_after))
+        halving(
+            url, tmp_path, budget=20, sampler=sampler, stop=lambda polls=polls: None if next(polls, None) is not None else "interrupted"
+        )
+    halving(url, tmp_path, budget=20, sampler=sampler)
+    whole, parts = stored(f"sqlite:///{other}/hpsearch.db"), stored(url)
+
+    def essence(records):
+        return [(r.number, r.status, dict(r.params), len(r.curve), r.val_loss) for r in records]
+
+    assert essence(parts) == essence(whole)
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_a_larger_budget_promotes_from_what_is_there(url, tmp_path):
+    halving(url, tmp_path, budget=6)
+    first = {r.number: r.status for r in stored(url)}
+    halving(url, tmp_path, budget=18)
+    records = stored(url)
+    assert len(records) == 18
+    assert all(r.status is first[r.number] for r in records if r.number in first)  # what was over stays over
+    assert sum(r.status is Status.COMPLETE for r in records) > sum(s is Status.COMPLETE for s in first.values())
+
+
+def test_a_kernel_that_keeps_no_state_is_pruned_for_good(url):
+    session(url, budget=12, **HALVING)
+    records = stored(url)
+    assert {r.status for r in records} == {Status.COMPLETE, Status.PRUNED}
+    assert len(records) == 12

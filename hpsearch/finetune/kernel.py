@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +23,7 @@ from hpsearch.finetune import metrics, models, optim
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
 from hpsearch.seeds import seed_for
 from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Trial, score_of
 
@@ -41,15 +40,6 @@ class Resident:
     features: Features
     y_train: Tensor  # (N_train,)
     y_val: Tensor
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The best epoch so far, and the weights it had."""
-
-    progress: Progress
-    state: dict[str, Tensor]  # outside the frozen blocks
-    confusion: Tensor
 
 
 @dataclass(frozen=True)
@@ -146,63 +136,67 @@ class FineTuneKernel:
                 yield (Outcome(trial.number, Status.FAILED, error=f"{type(error).__name__}: {error}"),)
 
     def train(self, trial: Trial) -> Session:
-        """Fine-tune one trial; keeps the weights of its best epoch by validation loss."""
+        """Fine-tune one trial, from its beginning or from a state; keeps the weights of the epoch that `rank` likes best."""
         start = time.monotonic()
         recipe, r = Recipe.of(trial.params), self.resident()
-        model, k = r.model, recipe.frozen_layers
-        model.restore(r.initial)
-        model.dropout.rate = torch.tensor(recipe.dropout, device=self.context.device)
-        model.dropout.generator = self.generator(trial.number, "dropout")
-        shuffle = self.generator(trial.number, "shuffle", device="cpu")
-        learning_rate = torch.tensor(recipe.learning_rate, device=self.context.device)
-        optimiser = optim.AdamW(model.freeze(k), learning_rate, recipe.weight_decay)
-
+        live = self.set_up(trial, recipe, r)
+        model, k = live.model, live.frozen
         inputs = r.features.at(k)
         train, images = inputs["train"], inputs["train"].images
         batches = epoch_batches(images, recipe.batch_size)
-        steps, step, largest = recipe.epochs * batches, 0, 0
-        best: Kept | None = None
-        for epoch in range(1, recipe.epochs + 1):
+        steps = recipe.epochs * batches
+        if trial.resume is not None:
+            load_state(live, Path(trial.resume))
+        start -= live.seconds
+        stop: frozenset[int] = frozenset()
+        while live.epoch < recipe.epochs and trial.number not in stop:
+            live.epoch += 1
             model.freeze(k)
-            torch.manual_seed(seed_for(self.seed, trial.number, f"epoch {epoch}"))  # the network's own dropouts draw from there
+            torch.manual_seed(seed_for(self.seed, trial.number, f"epoch {live.epoch}"))  # the network's own dropouts draw from there
             losses = torch.zeros((), device=self.context.device)
-            order = torch.randperm(images, generator=shuffle).to(self.context.device)
+            order = torch.randperm(images, generator=live.generators["shuffle"]).to(self.context.device)
             begun = time.monotonic()
             for chosen in order.tensor_split(batches):
-                factor = optim.warmup_cosine(step, steps, warmup=batches)
-                learning_rate.fill_(recipe.learning_rate * factor)
+                factor = optim.warmup_cosine(live.step, steps, warmup=batches)
+                live.optimiser.learning_rate.fill_(recipe.learning_rate * factor)
                 loss = F.cross_entropy(model.suffix(train.read(chosen), k), r.y_train[chosen])
-                largest = max(largest, len(chosen))
-                optimiser.zero_grad()
+                live.largest = max(live.largest, len(chosen))
+                live.optimiser.zero_grad()
                 loss.backward()
-                optimiser.step()
+                live.optimiser.step()
                 losses += loss.detach()
-                step += 1
+                live.step += 1
             train_loss = (losses / batches).item()
             rate = images / max(time.monotonic() - begun, 1e-9)
             scores, confusion = self.evaluate(r, inputs["val"], k)
             now = Progress(
                 trial.number,
-                epoch,
+                live.epoch,
                 recipe.epochs,
                 scores.pop("loss"),
                 train_loss,
-                scores | {"learning_rate": learning_rate.item()},
+                scores | {"learning_rate": live.optimiser.learning_rate.item()},
                 time.monotonic() - start,
                 rate,
             )
             if not (math.isfinite(now.val_loss) and math.isfinite(now.train_loss)):
                 yield (diverged(now, recipe),)
                 return
-            if best is None or self.rank(now) < self.rank(best.progress):
-                best = Kept(now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}, confusion)
+            if live.best is None or self.rank(now) < self.rank(live.best.progress):
+                live.best = Kept(now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}, confusion)
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
-            if trial.number in stop:
-                break
-        assert best is not None  # epochs >= 1
-        finished = epoch == recipe.epochs and trial.number not in stop
-        used = effective(recipe, model, optimiser, largest, steps // batches)
-        yield (self.outcome(trial, best, now, used, finished),)
+        live.seconds = now.seconds
+        yield (self.outcome(trial, live, effective(recipe, live, steps // batches), trial.number not in stop or now.epoch == now.epochs),)
+
+    def set_up(self, trial: Trial, recipe: Recipe, r: Resident) -> Live:
+        """The model as at the start of every trial, with the trial's own optimiser and random numbers."""
+        r.model.restore(r.initial)
+        r.model.dropout.rate = torch.tensor(recipe.dropout, device=self.context.device)
+        dropout = r.model.dropout.generator = self.generator(trial.number, "dropout")
+        learning_rate = torch.tensor(recipe.learning_rate, device=self.context.device)
+        optimiser = optim.AdamW(r.model.freeze(recipe.frozen_layers), learning_rate, recipe.weight_decay)
+        generators = {"dropout": dropout, "shuffle": self.generator(trial.number, "shuffle", device="cpu")}
+        return Live(r.model, recipe.frozen_layers, optimiser, generators)
 
     def rank(self, progress: Progress) -> tuple[float, float]:
         """What makes an epoch's weights the ones to keep, less being better: the objective, then the validation loss."""
@@ -218,28 +212,35 @@ class FineTuneKernel:
             logits = torch.cat([r.model.suffix(val.read(chosen), k) for chosen in r.features.batches(val.images)])
             return metrics.evaluate(logits, r.y_val)
 
-    def outcome(self, trial: Trial, best: Kept, last: Progress, used: Params, finished: bool) -> Outcome:
-        """The result of a trial that was not cut short by an error; writes the whole model of a finished one."""
-        checkpoint, kept = None, best.progress
-        per_class: PerClass = metrics.per_class(best.confusion) if finished else {}
-        if finished and self.config.get("folder"):
-            path = Path(self.config["folder"]) / f"trial-{trial.number:04d}.safetensors"
+    def outcome(self, trial: Trial, live: Live, used: Params, finished: bool) -> Outcome:
+        """The result of a trial that no error cut short; writes the whole model of a finished one, the state of one that may go on."""
+        assert live.best is not None  # epochs >= 1
+        kept, checkpoint, state = live.best.progress, None, None
+        per_class: PerClass = metrics.per_class(live.best.confusion) if finished else {}
+        folder = Path(self.config["folder"]) if self.config.get("folder") else None
+        if folder is not None and finished:
+            path = folder / f"trial-{trial.number:04d}.safetensors"
             r = self.resident()
             about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed", "objective")}
             about |= {"classes": list(r.data.classes), "preprocessing": asdict(r.preprocessing), "data_digest": r.data.digest}
             about |= {"trial": trial.number, "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
-            save_weights({**r.initial, **best.state}, path, {"hpsearch": json.dumps(about)})
+            save_tensors({**r.initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
+        elif folder is not None and self.config["pruner"]["name"] == "halving":
+            path = folder / f"trial-{trial.number:04d}-epoch-{live.epoch:03d}.state"
+            save_state(live, path)
+            state = str(path)
         return Outcome(
             trial.number,
             Status.COMPLETE if finished else Status.PRUNED,
             val_loss=kept.val_loss,
             epoch=kept.epoch,
-            seconds=last.seconds,
+            seconds=live.seconds,
             metrics=kept.metrics,
             effective=used,
             checkpoint=checkpoint,
             per_class=per_class,
+            state=state,
         )
 
     def generator(self, number: int, purpose: str, device: str | None = None) -> torch.Generator:
@@ -252,7 +253,7 @@ def epoch_batches(images: int, batch_size: int) -> int:
     return max(1, min(math.ceil(images / batch_size), images // 2))
 
 
-def effective(recipe: Recipe, model: models.FineTuneModel, optimiser: optim.AdamW, largest: int, epochs: int) -> Params:
+def effective(recipe: Recipe, live: Live, epochs: int) -> Params:
     """The hyperparameters as the trainer used them, read back from its own state.
 
     Epochs are those the schedule was made for, also when the trial was stopped before. The batch size is that of the largest
@@ -260,11 +261,11 @@ def effective(recipe: Recipe, model: models.FineTuneModel, optimiser: optim.Adam
     """
     return {
         "learning_rate": recipe.learning_rate,
-        "batch_size": largest,
+        "batch_size": live.largest,
         "epochs": epochs,
-        "weight_decay": optimiser.groups[0][1],
-        "dropout": model.dropout.rate.item(),
-        "frozen_layers": model.frozen(),
+        "weight_decay": live.optimiser.groups[0][1],
+        "dropout": live.model.dropout.rate.item(),
+        "frozen_layers": live.model.frozen(),
     }
 
 
@@ -274,13 +275,6 @@ def diverged(now: Progress, recipe: Recipe) -> Outcome:
     value = now.val_loss if which == "validation" else now.train_loss
     reason = f"diverged: {which} loss is {value} after epoch {now.epoch} of {now.epochs} at learning rate {recipe.learning_rate:.3g}"
     return Outcome(now.trial, Status.FAILED, seconds=now.seconds, error=reason)
-
-
-def save_weights(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write safetensors aside and rename, so that a reader never sees half a file."""
-    aside = path.with_suffix(".tmp")
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, aside, metadata)
-    os.replace(aside, path)
 
 
 def make(config: Mapping[str, Any]) -> FineTuneKernel:

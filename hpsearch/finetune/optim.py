@@ -26,6 +26,11 @@ class AdamW:
         self.square: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in params}
         self.steps: dict[Tensor, Tensor] = {p: torch.zeros((), device=p.device) for p in params}
 
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by the position of their parameter (not copied)."""
+        kinds = {"mean": self.mean, "square": self.square, "steps": self.steps}
+        return {f"{kind}.{i}": tensor for kind, tensors in kinds.items() for i, tensor in enumerate(tensors.values())}
+
     def zero_grad(self) -> None:
         """Forget gradients."""
         for params, _ in self.groups:

@@ -27,6 +27,7 @@ COLOURS: Mapping[Status, str] = {
     Status.FAILED: "#bd3a88",
     Status.RUNNING: "#7b8490",
     Status.WAITING: "#7b8490",  # as running: the symbol tells them apart
+    Status.PAUSED: "#7b8490",
 }
 SYMBOLS: Mapping[Status, str] = {
     Status.COMPLETE: "circle",
@@ -34,6 +35,7 @@ SYMBOLS: Mapping[Status, str] = {
     Status.FAILED: "x",
     Status.RUNNING: "circle-open",
     Status.WAITING: "circle-open-dot",
+    Status.PAUSED: "line-ns-open",
 }
 BEST, DEFAULT = "#078a63", "#6d7683"
 IN_THE_DARK = {

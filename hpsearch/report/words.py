@@ -21,6 +21,7 @@ FATES: Mapping[Status, str] = {
     Status.FAILED: "failed",
     Status.RUNNING: "running",
     Status.WAITING: "waiting",
+    Status.PAUSED: "paused",
 }
 
 

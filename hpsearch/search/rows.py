@@ -73,6 +73,15 @@ def end(storage: RDBStorage, trial_id: int, trial: FrozenTrial) -> None:
         db.execute(update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(state=trial.state, datetime_complete=trial.datetime_complete))
 
 
+def pause(storage: RDBStorage, trial_id: int, trial: FrozenTrial) -> None:
+    """Write what a trial that waits at a rung has come to, and mark it as waiting."""
+    with storage.engine.begin() as db:
+        db.execute(delete(REPORTS).where(REPORTS.c.trial_id == trial_id))
+        put(db, REPORTS, (report(trial_id, step, value) for step, value in trial.intermediate_values.items()))
+        attributes(db, USER, trial_id, trial.user_attrs)
+        db.execute(update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(state=TrialState.WAITING))
+
+
 def requeue(storage: RDBStorage, trial_id: int) -> None:
     """Mark an interrupted trial as waiting."""
     with storage.engine.begin() as db:

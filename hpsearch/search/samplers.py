@@ -102,7 +102,7 @@ def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.Bas
         match name:
             case "median":
                 return optuna.pruners.MedianPruner(spec.startup_trials, n_warmup_steps=first)
-            case "halving":
+            case "halving":  # inside `patient`: it stops for good; by itself, `rungs.Rungs` decides
                 return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=spec.reduction_factor)
             case "hyperband":
                 return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=100, reduction_factor=spec.reduction_factor)

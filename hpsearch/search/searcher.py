@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import ChooseAnotherName
 from hpsearch.search import rows
+from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
 from hpsearch.search.store import Writer
 from hpsearch.seeds import seed_for
@@ -63,6 +65,8 @@ class OptunaSearcher:
         self.trials: dict[int, Trial] = {}  # live trials
         self.started: dict[int, float] = {}
         self.again: deque[Trial] = deque()  # interrupted in an earlier session
+        self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
+        self.paused: dict[int, TrialRecord] = {}
         self.recall()
         self.plan = self.planned()
         self.writer = Writer()
@@ -75,12 +79,29 @@ class OptunaSearcher:
             self.memory.set_study_system_attr(self.study._study_id, key, value)
         for stored in sorted(self.storage.get_all_trials(self.study_id), key=lambda t: t.number):
             self.ids[stored.number] = stored._trial_id
-            if not stored.state.is_finished():
+            if self.rungs is not None:
+                self.rungs.recall(stored.number, {percent: self.sign * v for percent, v in stored.intermediate_values.items()})
+                if stored.state is TrialState.PRUNED:
+                    self.rungs.retire(stored.number)
+            if not stored.state.is_finished() and self.pause_again(stored):
+                stored.state = TrialState.RUNNING
+            elif not stored.state.is_finished():
                 attempt = 1 + int(stored.user_attrs.get(RECORD, {}).get("attempt", 1))
                 stored.state, stored.intermediate_values = TrialState.RUNNING, {}
                 params = self.fixed | stored.params
                 self.again.append(Trial(stored.number, params, attempt, stored.user_attrs.get(RECORD, {}).get("origin", "sampled")))
             self.memory.create_new_trial(self.study._study_id, stored)
+
+    def pause_again(self, stored: FrozenTrial) -> bool:
+        """Let a trial of an earlier session wait at its rung as before, if the state it goes on from is there."""
+        record = record_of(stored, self.fixed, self.spec.objective)
+        if self.rungs is None or record.status is not Status.PAUSED or record.state is None or not Path(record.state).exists():
+            return False
+        number = record.number
+        self.paused[number], self.curves[number] = record, [dict(row) for row in record.curve]
+        self.best[number] = min(row["val_loss"] for row in record.curve)
+        self.rungs.wait(number)
+        return True
 
     def planned(self) -> Iterator[Trial]:
         """Trials that no sampler draws: the default recipe, then, for a grid, every point in shuffled order, once."""
@@ -101,11 +122,16 @@ class OptunaSearcher:
     # ------------------------------------------------------------ the loop's three verbs
 
     def ask(self, n: int = 1) -> tuple[Trial, ...]:
-        """Up to `n` next trials: interrupted ones first, then planned, then sampled; none when a grid is exhausted."""
+        """Up to `n` next trials: interrupted ones first, then those that go on from a rung, then planned, then sampled.
+
+        None when a grid is exhausted and nobody may go on.
+        """
         out: list[Trial] = []
         while len(out) < n:
             if self.again:
                 trial = self.again.popleft()
+            elif self.promotable():
+                trial = self.promote()
             elif (planned := next(self.plan, None)) is not None:
                 self.create(planned)
                 trial = planned
@@ -127,15 +153,20 @@ class OptunaSearcher:
         if done == before:
             return False
         memory_id = self.memory_id(number)
-        for tick in range(before + 1, done + 1):
-            self.memory.set_trial_intermediate_value(memory_id, tick * 100 // TICKS, self.sign * best)
+        goes_on = True
+        for percent in (tick * 100 // TICKS for tick in range(before + 1, done + 1)):
+            self.memory.set_trial_intermediate_value(memory_id, percent, self.sign * best)
+            if self.rungs is not None and percent in self.rungs.levels:
+                goes_on = self.rungs.arrive(number, percent, best)
         if progress.epoch >= progress.epochs or self.trials[number].origin == "default":  # the yardstick is never cut short
             return False
+        if self.rungs is not None:
+            return not goes_on
         return bool(self.study.pruner.prune(self.study, self.memory.get_trial(memory_id)))
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended and queue it for the storage."""
-        number, memory_id = outcome.trial, self.memory_id(outcome.trial)
+        number = outcome.trial
         record = TrialRecord(
             number=number,
             status=outcome.status,
@@ -149,28 +180,77 @@ class OptunaSearcher:
             ended=time.time(),
             metrics=dict(outcome.metrics),
             effective=dict(outcome.effective),
-            curve=self.curves.pop(number),
+            curve=list(self.curves[number]),
             checkpoint=outcome.checkpoint,
             error=outcome.error,
             objective=self.spec.objective,
             per_class=dict(outcome.per_class),
+            state=outcome.state,
         )
+        if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
+            return self.pause(record)
+        return self.conclude(record)
+
+    def conclude(self, record: TrialRecord) -> TrialRecord:
+        """Tell Optuna of an ended trial and queue it for the storage."""
+        number, memory_id = record.number, self.memory_id(record.number)
         self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
         if "accuracy" in record.metrics:  # for whoever looks with Optuna's dashboard
             self.memory.set_trial_user_attr(memory_id, "accuracy", record.metrics["accuracy"])
-        if outcome.status is Status.COMPLETE:
+        if record.status is Status.COMPLETE:
             self.study.tell(number, record.score)
-        elif outcome.status is Status.PRUNED:
+        elif record.status is Status.PRUNED:
             self.study.tell(number, state=TrialState.PRUNED)
         else:
             self.study.tell(number, state=TrialState.FAIL)
-        for live in (self.best, self.trials, self.started):
+        for live in (self.best, self.trials, self.started, self.curves):
             live.pop(number, None)
         ended = self.memory.get_trial(memory_id)
-        if outcome.status is Status.PRUNED and self.sign < 0:
+        if record.status is Status.PRUNED and self.sign < 0:
             ended.value = None  # Optuna makes the last report its value, a negated loss among shares
         self.writer.put(lambda: self.store_end(ended))
         return record
+
+    # ------------------------------------------------------------ rungs
+
+    def pause(self, record: TrialRecord) -> TrialRecord:
+        """Let a stopped trial wait at its rung; to Optuna it runs on, and counts as bad as long as it waits."""
+        assert self.rungs is not None
+        record = replace(record, status=Status.PAUSED)
+        self.rungs.wait(record.number)
+        self.paused[record.number] = record
+        self.trials.pop(record.number)
+        memory_id = self.memory_id(record.number)
+        self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
+        waiting = self.memory.get_trial(memory_id)
+        self.writer.put(lambda: self.store_pause(waiting))
+        return record
+
+    def promotable(self) -> int:
+        """How many trials that wait at a rung may go on now."""
+        return len(self.rungs.promotable()) if self.rungs is not None else 0
+
+    def promote(self) -> Trial:
+        """The first trial that may go on, from where it stopped."""
+        assert self.rungs is not None
+        number = self.rungs.promotable()[0]
+        self.rungs.promote(number)
+        record = self.paused.pop(number)
+        self.started[number] = record.started or time.time()
+        return Trial(number, record.params, record.attempt, record.origin, record.state)
+
+    def settle(self, over: bool) -> tuple[TrialRecord, ...]:
+        """End the trials at rungs that can never go on, as pruned; all that wait there when the study is `over`."""
+        if self.rungs is None:
+            return ()
+        numbers = list(self.paused) if over else self.rungs.hopeless(self.spec.trials)
+        ended = []
+        for number in numbers:
+            self.rungs.retire(number)
+            ended.append(self.conclude(replace(self.paused.pop(number), status=Status.PRUNED)))
+        return tuple(ended)
+
+    # ------------------------------------------------------------ looking
 
     def records(self) -> Iterator[TrialRecord]:
         """Every trial so far, in order of number."""
@@ -178,8 +258,8 @@ class OptunaSearcher:
             yield record_of(trial, self.fixed, self.spec.objective)
 
     def remaining(self, budget: int) -> int:
-        """How many trials may still be asked for: interrupted ones, and what the study lacks to `budget` in all."""
-        return len(self.again) + max(0, budget - self.memory.get_n_trials(self.study._study_id))
+        """How many trials may be asked for now: interrupted ones, those that go on, and what the study lacks to `budget` in all."""
+        return len(self.again) + self.promotable() + max(0, budget - self.memory.get_n_trials(self.study._study_id))
 
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
@@ -215,7 +295,10 @@ class OptunaSearcher:
 
     def begin(self, trial: Trial) -> None:
         """Open a trial for reports, and queue its row for the storage."""
-        self.trials[trial.number], self.curves[trial.number] = trial, []
+        self.trials[trial.number] = trial
+        if trial.resume is not None:  # its row, curve and start are there
+            return
+        self.curves[trial.number] = []
         self.started[trial.number] = time.time()
         memory_id = self.memory_id(trial.number)
         self.memory.set_trial_user_attr(memory_id, RECORD, {"origin": trial.origin, "attempt": trial.attempt})
@@ -231,6 +314,10 @@ class OptunaSearcher:
             rows.reopen(self.storage, self.ids[trial.number], trial)
             return
         self.ids[trial.number] = rows.start(self.storage, self.study_id, trial, shared)
+
+    def store_pause(self, trial: FrozenTrial) -> None:
+        """Write what a paused trial has come to."""
+        rows.pause(self.storage, self.ids[trial.number], trial)
 
     def store_end(self, trial: FrozenTrial) -> None:
         """Write the end of a trial."""
@@ -332,6 +419,7 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "checkpoint": record.checkpoint,
         "error": record.error,
         "per_class": dict(record.per_class),
+        "state": record.state,
     }
 
 
@@ -356,4 +444,6 @@ def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
         error=None,
         objective=objective,
     )
-    return replace(blank, **{k: v for k, v in more.items() if k != "status"})
+    record = replace(blank, **{k: v for k, v in more.items() if k != "status"})
+    paused = more.get("status") == Status.PAUSED and not trial.state.is_finished()
+    return replace(record, status=Status.PAUSED) if paused else record

@@ -2,14 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hpsearch.finetune import kernel as kernel_module
-from hpsearch.finetune import metrics
+from hpsearch.finetune import metrics, state
 from hpsearch.finetune.kernel import FineTuneKernel, epoch_batches
 from hpsearch.spec import parse_spec
 from hpsearch.types import Job, Outcome, Progress, Status, Trial
@@ -17,6 +17,7 @@ from tests.kernels import PARAMS
 
 
 def make(folder, memory=None, **values):
+    folder.mkdir(exist_ok=True)
     return FineTuneKernel(parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory})
 
 
@@ -107,6 +108,34 @@ def test_the_kept_epoch_is_the_one_that_the_objective_likes_best(tmp_path, objec
     assert dict(outcome.metrics) == dict(best.metrics)
 
 
+@pytest.mark.parametrize(("k", "pauses"), [(0, [2]), (3, [1, 4]), (6, [3])])
+def test_a_trial_that_was_paused_goes_on_as_if_it_had_not_been(tmp_path, k, pauses):
+    """Slow twin: uninterrupted, and stopped at some epochs and continued, each time by another worker that has trained others."""
+    params = {**PARAMS, "epochs": 6, "dropout": 0.3, "frozen_layers": k, "learning_rate": 5e-3}
+    whole = train(make(tmp_path / "a", pruner="halving"), number=4, **params)
+    progress, state = [], None
+    for stop_at in [*pauses, None]:
+        worker = make(tmp_path / "b", pruner="halving")
+        train(worker, number=9, learning_rate=2e-2, epochs=1)
+        session = worker.session(Job(0, (Trial(4, params, resume=state),)))
+        step = next(session)
+        while isinstance(step[0], Progress):
+            progress.append(step[0])
+            step = session.send(frozenset({4} if step[0].epoch == stop_at else ()))
+        outcome = step[0]
+        state = outcome.state
+        assert (outcome.status, state is None) == ((Status.COMPLETE, True) if stop_at is None else (Status.PRUNED, False))
+    assert [timeless(p) for p in progress] == [timeless(p) for p in whole[:-1]]
+    assert progress[-1].seconds > progress[0].seconds
+    a, b = (load_file(o.checkpoint) for o in (whole[-1], outcome))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (outcome.val_loss, outcome.epoch, outcome.effective) == (whole[-1].val_loss, whole[-1].epoch, whole[-1].effective)
+
+
+def timeless(progress):
+    return replace(progress, seconds=0.0, images_per_second=None)
+
+
 def test_a_loss_that_is_no_number_fails_the_trial_with_its_reason(kernel):
     outcome = train(kernel, learning_rate=1e3)[-1]
     if outcome.status is not Status.FAILED:  # BatchNorm tames even this: break the loss itself
@@ -128,7 +157,7 @@ def test_no_file_is_left_half_written(kernel, monkeypatch, tmp_path):
         raise OSError("No space left on device")
 
     broken = make(tmp_path)
-    monkeypatch.setattr(kernel_module, "save_file", dies)
+    monkeypatch.setattr(state, "save_file", dies)
     outcome = train(broken)[-1]
     assert outcome.status is Status.FAILED
     assert "No space left" in outcome.error

@@ -1,0 +1,85 @@
+"""What a trial has come to, in a file: everything that its next epoch depends on, so that it goes on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hpsearch.finetune.blocks import FineTuneModel
+from hpsearch.finetune.optim import AdamW
+from hpsearch.types import Progress
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The best epoch so far, and the weights it had."""
+
+    progress: Progress
+    state: dict[str, Tensor]  # outside the frozen blocks
+    confusion: Tensor
+
+
+@dataclass
+class Live:
+    """A trial in training."""
+
+    model: FineTuneModel
+    frozen: int  # blocks
+    optimiser: AdamW
+    generators: Mapping[str, torch.Generator]  # by purpose
+    epoch: int = 0  # finished
+    step: int = 0  # finished
+    largest: int = 0  # images in the largest batch so far
+    seconds: float = 0.0  # of training before this session
+    best: Kept | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes in training, by name (not copied): weights, buffers, moments, the best epoch's weights."""
+        found = {f"net.{name}": t for name, t in self.model.trainable_state(self.frozen).items()}
+        found |= {f"loose.{name}": self.model.net.get_buffer(name) for name in self.model.loose}
+        found |= {f"optimiser.{name}": t for name, t in self.optimiser.state().items()}
+        if self.best is not None:
+            found |= {f"best.{name}": t for name, t in self.best.state.items()} | {"confusion": self.best.confusion}
+        return found
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write safetensors aside and rename, so that a reader never sees half a file."""
+    aside = path.with_name(f"{path.name}.tmp")
+    save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
+    os.replace(aside, path)
+
+
+def save_state(live: Live, path: Path) -> None:
+    """Write the trial's state."""
+    about: dict[str, Any] = {name: getattr(live, name) for name in ("epoch", "step", "largest", "seconds")}
+    about["best"] = asdict(live.best.progress) if live.best is not None else None
+    draws = {f"draws.{purpose}": generator.get_state() for purpose, generator in live.generators.items()}
+    save_tensors({**live.tensors(), **draws}, path, {"hpsearch": json.dumps(about)})
+
+
+def load_state(live: Live, path: Path) -> None:
+    """Put a trial back to where `save_state` left it; it has been set up as for its first epoch. OSError without the file."""
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["hpsearch"])
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with torch.no_grad():
+        for name, tensor in live.tensors().items():
+            tensor.copy_(stored[name])
+    for purpose, generator in live.generators.items():
+        generator.set_state(stored[f"draws.{purpose}"])
+    for name in ("epoch", "step", "largest", "seconds"):
+        setattr(live, name, about[name])
+    if about["best"] is not None:
+        device = next(live.model.parameters()).device
+        state = {name.removeprefix("best."): t.to(device) for name, t in stored.items() if name.startswith("best.")}
+        live.best = Kept(Progress(**about["best"]), state, stored["confusion"].to(device))
