@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
-from hpsearch.spec import EMBEDDED_MODEL
+from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
 from hpsearch.types import DataReport, Prepared, Say, Status, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 
     begun = time.monotonic()
     name, folder = spec.study_name(), where.runs(spec.study_name())
+    if spec.data != EMBEDDED_DATA and "model" not in spec.model_fields_set:
+        raise FixInput(
+            f"name a model for {spec.data}, such as --model resnet50 (`hpsearch model` lists all): the embedded {EMBEDDED_MODEL} knows "
+            f"16-pixel glyphs only; to use it all the same, say --model {EMBEDDED_MODEL}"
+        )
     check_names(spec.model, spec.weights)
     workers = crew(spec.workers, spec.threads)
     say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
@@ -324,7 +329,8 @@ def check(spec: StudySpec, with_model: bool, say: Say = say_nothing, page: Path 
 
     if with_model:
         check_names(spec.model, spec.weights)
-    report = prepare_here(spec.resolved() | ({} if with_model else {"model": None}), say).report
+    config = spec.resolved() | ({} if with_model else {"model": None})
+    report = prepare_here(config, say, need_weights=False).report
     if page is not None:
         from hpsearch.report.page import write_data_page
 

@@ -67,7 +67,7 @@ class Orchestrator:
         """
         searcher = self.searcher
         earlier = tuple(searcher.records())
-        self.record(StudyStarted(study, searcher.uid, spec, earlier, self.budget, self.executor.workers, searcher.known))
+        self.record(StudyStarted(study, searcher.uid, spec, earlier, searcher.size(self.budget), self.executor.workers, searcher.known))
         if not self.searcher.remaining(self.budget):
             self.settle(over=True)
             return "budget"

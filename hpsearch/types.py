@@ -402,6 +402,10 @@ class Searcher(Protocol):
         """How many trials may be asked for now when the study is to have `budget` in all."""
         ...
 
+    def size(self, budget: int) -> int:
+        """How many trials the study will come to with `budget`; a grid may have fewer."""
+        ...
+
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
         ...

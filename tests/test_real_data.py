@@ -116,7 +116,7 @@ def test_checking_says_in_80_columns_what_is_wrong_and_exits_with_1_when_refused
     refused = hpsearch(photos, "check", "photos", "--set", "bad_files=0.01", "--json")
     assert refused.returncode == 1
     assert json.loads(refused.stdout)["findings"][0]["level"] == "error"
-    run = hpsearch(photos, "run", "--data", "photos", "--set", "bad_files=0.01", "--no-tracking")
+    run = hpsearch(photos, "run", "--data", "photos", "--model", "glyphnet", "--set", "bad_files=0.01", "--no-tracking")
     assert run.returncode == 2
     assert "raise bad_files" in run.stderr
     assert "hpsearch check photos" in run.stderr
@@ -125,14 +125,15 @@ def test_checking_says_in_80_columns_what_is_wrong_and_exits_with_1_when_refused
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "fotos"], "fotos"),
-        (["--data", "photos/temple"], "class"),
+        (["--data", "photos"], "name a model for photos, such as --model resnet50"),
+        (["--data", "fotos", "--model", "resnet18"], "fotos"),
+        (["--data", "photos/temple", "--model", "resnet18"], "class"),
         (["--data", "photos", "--model", "resnet5"], "unknown model 'resnet5': did you mean 'resnet50'?"),
-        (["--data", "photos", "--weights", "gone.pt"], "there is no weights file"),
-        (["--data", "photos", "--objective", "top5"], "top5 says nothing with 2 classes"),
-        (["--data", "photos", "--set", "space.frozen_layers=[0, 7]"], "goes up to 7, but glyphnet has 6 blocks"),
-        (["--data", "photos", "--set", "split.val=0.9"], "too few for"),
-        (["--data", "nowhere:photos"], "nowhere"),
+        (["--data", "photos", "--model", "resnet18", "--weights", "gone.pt"], "there is no weights file"),
+        (["--data", "photos", "--model", "glyphnet", "--objective", "top5"], "top5 says nothing with 2 classes"),
+        (["--data", "photos", "--model", "glyphnet", "--set", "space.frozen_layers=[0, 7]"], "goes up to 7, but glyphnet has 6 blocks"),
+        (["--data", "photos", "--model", "glyphnet", "--set", "split.val=0.9"], "too few for"),
+        (["--data", "nowhere:photos", "--model", "glyphnet"], "nowhere"),
         (["--model", "nets:missing"], "nets"),
     ],
 )
@@ -199,6 +200,15 @@ def test_without_a_network_the_error_names_the_file_and_how_to_bring_it(photos, 
     assert str(photos) in result.stderr
 
 
+def test_a_check_without_its_weights_still_tells_what_it_found(photos):
+    (photos / "photos" / "temple" / "broken.jpg").write_bytes(b"")
+    environment = os.environ | NO_NETWORK | {"TORCH_HOME": str(photos / "torch")}
+    result = hpsearch(photos, "check", "photos", "--model", "resnet50", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "temple/broken.jpg" in result.stdout
+    assert "Labels were not checked: the pretrained weights of resnet50 are not" in " ".join(result.stdout.split())
+
+
 def fake_weights(home, name, file):
     """What torchvision would have downloaded: drawn, not trained."""
     from torchvision.models import get_model
@@ -233,7 +243,7 @@ def test_the_readmes_command_for_photographs_trains_and_stops_neatly(photos):
 
 def test_ctrl_c_while_preparing_leaves_nothing_running(photos):
     (photos / "slow.py").write_text("import time\n\ndef data():\n    print('begun', flush=True)\n    time.sleep(600)\n")
-    command = [HPSEARCH, "run", "--data", "slow:data", "--no-tracking"]
+    command = [HPSEARCH, "run", "--data", "slow:data", "--model", "glyphnet", "--no-tracking"]
     process = subprocess.Popen(command, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in process.stdout:
@@ -253,7 +263,7 @@ def test_ctrl_c_while_preparing_leaves_nothing_running(photos):
 
 def test_a_decoder_that_crashes_ends_the_study_with_a_reason_not_the_terminal(photos):
     (photos / "crash.py").write_text("import os, signal\n\ndef data():\n    os.kill(os.getpid(), signal.SIGSEGV)\n")
-    result = hpsearch(photos, "run", "--data", "crash:data", "--no-tracking")
+    result = hpsearch(photos, "run", "--data", "crash:data", "--model", "glyphnet", "--no-tracking")
     assert result.returncode == 1
     assert "preparing the study ended with SIGSEGV: a damaged image may have crashed its decoder" in result.stderr
 

@@ -23,7 +23,7 @@ LOPSIDED = 3.0  # largest over smallest class from which accuracy misleads
 BALANCED = ("balanced_accuracy", "f1", "recall", "precision")  # objectives under which every class counts the same
 MINORITY = 0.1  # an image is suspect when at most this share of its neighbours carries its label,
 MAJORITY = 0.7  # and at least this share agrees on another one
-USEFUL = 0.6  # the neighbours must be right this often before their doubts mean anything
+USEFUL = 0.8  # the neighbours must be right this often before their doubts mean anything
 POWER, SIGNIFICANCE = 0.8416, 1.9600  # normal quantiles of 80 % power and 5 % two-sided
 KS_LIMIT = 1.95  # two-sided 0.1 % point of the Kolmogorov-Smirnov statistic, times sqrt(nm / (n + m))
 KS_EFFECT = 0.15  # and the difference of distributions from which it matters
@@ -267,7 +267,10 @@ def label_findings(g: Gathered, votes: Votes | None, voters: np.ndarray, why_not
             for i in suspects[:SHOWN]
         )
         text = f"{several(len(suspects), 'label')}{part} may be wrong: nearly all nearest neighbours in the frozen features carry another. "
-        yield Finding("labels", "warning", f"{text}Look at them; hard but right examples are among them.", len(suspects), examples)
+        text += (
+            f"Look at them; hard but right examples are among them (of all labels the neighbours agree with {100 * votes.accuracy:.0f} %)."
+        )
+        yield Finding("labels", "warning", text, len(suspects), examples)
     elif part:
         yield Finding("labels", "note", f"No label{part} is contradicted by its neighbours in the frozen features.")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hpsearch import __version__
-from hpsearch.errors import FixInput
+from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune import checks, models, zoo
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.images import Preprocessing
@@ -67,12 +67,12 @@ class Loaded:
     empty_classes: Sequence[str] = ()
 
 
-def prepare(config: Mapping[str, Any], say: Say = say_nothing) -> Prepared:
+def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: bool = True) -> Prepared:
     """Load, divide and check a study's data, and have its weights at hand; `config` is a resolved study, and `folder`.
 
     The folder gets the index from which workers read, unless the data is embedded. `model` may be None: the data alone is
     checked. Nothing is refused here: what the report calls an error is the caller's to raise. Raises FixInput or FixSetup for
-    what is no data or no model at all.
+    what is no data or no model at all, and for weights out of reach unless they are not needed.
     """
     torch.set_num_threads(max(1, usable_cores() // 2))  # others are starting on the same cores
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,19 +84,23 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing) -> Prepared:
         raise FixInput(f"none of the {len(loaded.bad):,} images in {config['data']} can be used: {told(loaded.bad)}")
     copies = remembered_copies(loaded, device, say)
     parts, problem = divided(loaded, copies, config)
-    built = None
+    built, missing = None, ""
     if name is not None:
         say(f"Loading {name}", 0, 0)
-        built = models.build(
-            name, len(loaded.classes), config["weights"], seed_for(config["seed"], 0, "head"), overrides, lambda t: say(t, 0, 0)
-        )
+        try:
+            seed = seed_for(config["seed"], 0, "head")
+            built = models.build(name, len(loaded.classes), config["weights"], seed, overrides, lambda text: say(text, 0, 0))
+        except FixSetup as error:
+            if need_weights:
+                raise
+            missing = str(error)
     asked = [config.get(k) for k in ("data", "model", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
     weights = digest_tensors(built.initial) if built else ""
     seen = [loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes]
-    beside = [loaded.bad, loaded.special, loaded.notes, loaded.empty_classes]
+    beside = [loaded.bad, loaded.special, loaded.notes, loaded.empty_classes, missing]
     key = digest_of(__version__, asked, weights, seen, beside)
     report = remembered(
-        cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, pre, device, say)
+        cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, missing, pre, device, say)
     )
     index, digest = "", ""
     if problem is None:
@@ -171,6 +175,7 @@ def look(
     problem: str | None,
     config: Mapping[str, Any],
     built: models.Built | None,
+    missing: str,
     pre: Preprocessing,
     device: torch.device,
     say: Say,
@@ -193,6 +198,7 @@ def look(
         loaded.empty_classes,
     )
     votes, voters, why_not = doubts(loaded, copies, config, built, pre, device, say)
+    why_not = missing or why_not
     report = checks.report(gathered, votes, voters, why_not)
     extra = [Finding("too-small", "error", problem)] if problem else []
     if config["objective"] == "top5" and len(loaded.classes) <= 5:
@@ -215,8 +221,8 @@ def doubts(
     nobody = np.zeros(0, dtype=np.int64)
     if built is None:
         return None, nobody, "that takes the features of a pretrained model; name one with --model"
-    if config["weights"] == "none":
-        return None, nobody, "a network that was not pretrained has no features to judge them by"
+    if not built.matched.loaded:
+        return None, nobody, "nothing says that this network is pretrained, and only then can its features judge them"
     order = np.random.default_rng(seed_for(config["seed"], 0, "labels")).permutation(len(loaded.labels))
     features = some_features(built.model.to(device), loaded, order, pre, device, say)
     rows = np.sort(order[: len(features)])

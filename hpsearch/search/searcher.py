@@ -261,6 +261,13 @@ class OptunaSearcher:
         """How many trials may be asked for now: interrupted ones, those that go on, and what the study lacks to `budget` in all."""
         return len(self.again) + self.promotable() + max(0, budget - self.memory.get_n_trials(self.study._study_id))
 
+    def size(self, budget: int) -> int:
+        """How many trials the study will come to: its budget, or what a grid has."""
+        if self.spec.sampler != "grid":
+            return budget
+        points = {point_key(point) for point in grid_points(self.space)} | {point_key(default_params(self.space))}
+        return min(budget, len(points))
+
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
         stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
