@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpsearch.finetune.data import Data, Split, normalise
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.memory import attempt
 from hpsearch.finetune.models import FineTuneModel
 
 PARTS = ("train", "val")
@@ -63,7 +64,9 @@ class Features:
         elif self.sizes[k] <= self.budget:
             while self.kept and self.sizes[k] + sum(map(self.sizes.__getitem__, self.kept)) > self.budget:
                 del self.kept[next(iter(self.kept))]
-            self.kept[k] = {name: self.whole(split, k) for name, split in self.splits.items()}
+            while (kept := attempt(lambda: {name: self.whole(split, k) for name, split in self.splits.items()})) is None:
+                self.halve()
+            self.kept[k] = kept
         else:
             return {name: self.passing(split, k) for name, split in self.splits.items()}
         return {name: Reader(tensor.__getitem__, len(tensor), True) for name, tensor in self.kept[k].items()}
@@ -87,6 +90,12 @@ class Features:
     def passing(self, split: Split, k: int) -> Reader:
         """A reader that computes what it is asked for."""
         return Reader(lambda positions: self.compute(split, positions, k), len(split), False)
+
+    def halve(self) -> None:
+        """Evaluate smaller batches from now on: memory ran out. Raises RuntimeError when a single image was too much."""
+        if self.batch == 1:
+            raise RuntimeError("out of memory, even for a single image")
+        self.batch //= 2
 
     def batches(self, images: int) -> tuple[Tensor, ...]:
         """Positions of a split in evaluation batches, on the device."""

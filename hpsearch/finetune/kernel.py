@@ -23,6 +23,7 @@ from hpsearch.finetune import metrics, models, optim
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.memory import Parts, attempt
 from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
 from hpsearch.seeds import seed_for
 from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Trial, score_of
@@ -77,6 +78,7 @@ class FineTuneKernel:
         self.config = config
         self.seed, self.objective = int(config["seed"]), str(config["objective"])
         self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)))
+        self.parts = Parts()
 
     def resident(self) -> Resident:
         """Data and weights on the device, built once."""
@@ -159,12 +161,9 @@ class FineTuneKernel:
             for chosen in order.tensor_split(batches):
                 factor = optim.warmup_cosine(live.step, steps, warmup=batches)
                 live.optimiser.learning_rate.fill_(recipe.learning_rate * factor)
-                loss = F.cross_entropy(model.suffix(train.read(chosen), k), r.y_train[chosen])
-                live.largest = max(live.largest, len(chosen))
-                live.optimiser.zero_grad()
-                loss.backward()
+                losses += self.gradients(live, r, train, chosen)
                 live.optimiser.step()
-                losses += loss.detach()
+                live.largest = max(live.largest, len(chosen))
                 live.step += 1
             train_loss = (losses / batches).item()
             rate = images / max(time.monotonic() - begun, 1e-9)
@@ -198,6 +197,20 @@ class FineTuneKernel:
         generators = {"dropout": dropout, "shuffle": self.generator(trial.number, "shuffle", device="cpu")}
         return Live(r.model, recipe.frozen_layers, optimiser, generators)
 
+    def gradients(self, live: Live, r: Resident, train: Reader, chosen: Tensor) -> Tensor:
+        """Gradients of one batch, in parts where it does not fit into memory; its mean loss."""
+        model, k = live.model, live.frozen
+        draws = live.generators["dropout"].get_state()
+
+        def begin() -> None:
+            live.optimiser.zero_grad()
+            live.generators["dropout"].set_state(draws)
+
+        def loss_of(part: Tensor) -> Tensor:
+            return F.cross_entropy(model.suffix(train.read(part), k), r.y_train[part])
+
+        return self.parts.backward((k, len(chosen)), chosen, loss_of, begin)
+
     def rank(self, progress: Progress) -> tuple[float, float]:
         """What makes an epoch's weights the ones to keep, less being better: the objective, then the validation loss."""
         score = score_of(self.objective, progress.val_loss, progress.metrics)
@@ -208,9 +221,15 @@ class FineTuneKernel:
     def evaluate(self, r: Resident, val: Reader, k: int) -> tuple[dict[str, float], Tensor]:
         """Scores and confusion matrix on the validation split, in eval mode."""
         r.model.eval()
-        with torch.no_grad():
-            logits = torch.cat([r.model.suffix(val.read(chosen), k) for chosen in r.features.batches(val.images)])
-            return metrics.evaluate(logits, r.y_val)
+
+        def scores() -> tuple[dict[str, float], Tensor]:
+            with torch.no_grad():
+                logits = torch.cat([r.model.suffix(val.read(chosen), k) for chosen in r.features.batches(val.images)])
+                return metrics.evaluate(logits, r.y_val)
+
+        while (found := attempt(scores)) is None:
+            r.features.halve()
+        return found
 
     def outcome(self, trial: Trial, live: Live, used: Params, finished: bool) -> Outcome:
         """The result of a trial that no error cut short; writes the whole model of a finished one, the state of one that may go on."""
