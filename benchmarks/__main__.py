@@ -2,13 +2,13 @@
 
 import sys
 
-from benchmarks import against_handwritten, default_study, orchestration, real_data
+from benchmarks import default_study, orchestration, real_data, replay
 from benchmarks.common import machine
 
 ALL = {
     "orchestration": orchestration.run,
     "default_study": default_study.run,
-    "against_handwritten": against_handwritten.run,
+    "replay": replay.run,
     "real_data": real_data.run,
 }
 
