@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.finetune.printable import escaped
 from hpsearch.types import DataReport, Example, Finding
 
 LEVELS = {"error": ("refused", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
@@ -24,7 +25,8 @@ class Steps:
     """The progress of long steps on a terminal; nothing where output is piped."""
 
     def __init__(self, console: Console) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
+        text, count = (TextColumn(what, markup=False) for what in ("{task.description}", "{task.fields[count]}"))
+        columns = (SpinnerColumn(), text, BarColumn(30), count)
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task: TaskID | None = None
 
@@ -37,19 +39,20 @@ class Steps:
 
     def say(self, text: str, done: int = 0, total: int = 0) -> None:
         """Show the step that is being done."""
+        state: dict[str, Any] = {"total": total or None, "completed": done, "count": f"{done:,}/{total:,}" if total else ""}
         if self.task is None:
-            self.task = self.progress.add_task("")
-        self.progress.update(self.task, description=text, completed=done, total=total or None)
+            self.task = self.progress.add_task(escaped(text), **state)
+        self.progress.update(self.task, description=escaped(text), **state)
 
 
 def data_report(report: DataReport) -> Group:
     """Classes and splits, then every finding with its first examples."""
     total = sum(map(sum, report.counts.values()))
     splits = ", ".join(f"{sum(n):,} {name}" for name, n in report.counts.items())
-    head = Text(f"{report.data}: {total:,} images, {len(report.classes)} classes ({splits})", style="bold")
+    head = Text(f"{escaped(report.data)}: {total:,} images, {len(report.classes):,} classes ({splits})", style="bold")
     parts: list[Any] = [head, class_table(report)]
     if len(report.classes) > CLASSES:
-        parts.append(Text(f"... the largest and the smallest of {len(report.classes)} classes", style="dim"))
+        parts.append(Text(f"... the largest and the smallest of {len(report.classes):,} classes", style="dim"))
     for finding in report.findings:
         parts += finding_lines(finding)
     verdict = "A study on this data is refused." if report.refused else "A study can be run on this data."
@@ -61,7 +64,7 @@ def class_table(report: DataReport) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("class", overflow="fold", max_width=36)
     for name in (*report.counts, "all"):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     sums = [sum(n[i] for n in report.counts.values()) for i in range(len(report.classes))]
     order = list(range(len(report.classes)))
     if len(order) > CLASSES:

@@ -96,6 +96,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except FileNotFoundError:
         raise FixInput(f"no study file '{path}'; `hpsearch run` without a file runs the embedded default") from None
+    except IsADirectoryError:
+        raise FixInput(f"{path} is a folder, not a study file. Is it a folder of images? Use --data {path}") from None
     except UnicodeDecodeError:
         raise FixInput(f"{path} is not a text file in UTF-8") from None
     except OSError as error:

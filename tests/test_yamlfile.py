@@ -230,8 +230,13 @@ def test_a_file_of_exactly_the_limit_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.yaml", "no study file.*without a file runs the embedded default"), (".", "Is a directory"), ("file/x.yaml", "Not a directory"),
-     ("x" * 300, "name too long"), ("a\0b", "cannot be read")],
+    [
+        ("none.yaml", "no study file.*without a file runs the embedded default"),
+        (".", r"is a folder, not a study file. Is it a folder of images\? Use --data /"),
+        ("file/x.yaml", "Not a directory"),
+        ("x" * 300, "name too long"),
+        ("a\0b", "cannot be read"),
+    ],
     ids=["missing", "a folder", "below a file", "too long a name", "NUL in the name"],
 )  # fmt: skip
 def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, message):

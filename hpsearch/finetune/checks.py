@@ -29,13 +29,24 @@ KS_LIMIT = 1.95  # two-sided 0.1 % point of the Kolmogorov-Smirnov statistic, ti
 KS_EFFECT = 0.15  # and the difference of distributions from which it matters
 STATISTICS = ("width", "height", "brightness", "contrast", "saturation")
 WORDS = {"train": "training", "val": "validation", "test": "test"}
-SPECIAL = {
-    "rgba": "have transparency: they are put on white",
-    "cmyk": "are in CMYK or another print colour space: they are converted to RGB, without their colour profile",
-    "palette": "have a palette: they are converted to RGB",
-    "16-bit": "have 16 bits a channel: 0 to 65535 is scaled to 0 to 255, so pictures that use a small part of that range turn out dark",
-    "rotated": "carry an EXIF rotation: they are turned upright",
-    "animated": "have several frames or pages: the first is used",
+SPECIAL = {  # what is said of one image, and of several
+    "rgba": ("has transparency: it is put on white", "have transparency: they are put on white"),
+    "cmyk": (
+        "is in CMYK or another print colour space: it is converted to RGB, without its colour profile",
+        "are in CMYK or another print colour space: they are converted to RGB, without their colour profiles",
+    ),
+    "palette": ("has a palette: it is converted to RGB", "have a palette: they are converted to RGB"),
+    "16-bit": (
+        "has 16 bits a channel: 0 to 65535 is scaled to 0 to 255, so it turns out dark if it uses a small part of that range",
+        "have 16 bits a channel: 0 to 65535 is scaled to 0 to 255, so pictures that use a small part of that range turn out dark",
+    ),
+    "rotated": ("carries an EXIF rotation: it is turned upright", "carry an EXIF rotation: they are turned upright"),
+    "animated": ("has several frames or pages: the first is used", "have several frames or pages: the first is used"),
+}
+REASONS = {
+    "not an image": ("is no image", "are no images"),
+    "empty file": ("empty file", "empty files"),
+    "not a file": ("is no file", "are no files"),
 }
 
 
@@ -96,22 +107,23 @@ def unusable(g: Gathered) -> Iterator[Finding]:
     reasons: dict[str, int] = {}
     for _, reason in g.bad:
         reasons[reason] = reasons.get(reason, 0) + 1
-    told = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda pair: -pair[1])[:6])
+    told = ", ".join(counted(n, reason) for reason, n in sorted(reasons.items(), key=lambda pair: -pair[1])[:6])
     examples = tuple(Example((name,), reason) for name, reason in g.bad[:SHOWN])
     text = f"{several(len(g.bad), 'file')} ({100 * share:.1f} %) cannot be used and {'is' if len(g.bad) == 1 else 'are'} left out: {told}."
+    them = "it" if len(g.bad) == 1 else "them"
     if share > g.bad_limit:
-        remedy = f" That is more than the {100 * g.bad_limit:g} % allowed: repair or remove them, or raise bad_files."
+        remedy = f" That is more than the {100 * g.bad_limit:g} % allowed: repair or remove {them}, or raise bad_files."
         yield Finding("unreadable", "error", text + remedy, len(g.bad), examples)
     else:
-        yield Finding("unreadable", "warning", text + " Repair them or take them away.", len(g.bad), examples)
+        yield Finding("unreadable", "warning", f"{text} Repair {them} or take {them} away.", len(g.bad), examples)
 
 
 def special_findings(g: Gathered) -> Iterator[Finding]:
     """Images that needed more than reading."""
-    for kind, text in SPECIAL.items():
+    for kind, texts in SPECIAL.items():
         if names := g.special.get(kind):
             examples = tuple(Example((name,)) for name in names[:SHOWN])
-            yield Finding(kind, "note", f"{several(len(names), 'image')} {text}.", len(names), examples)
+            yield Finding(kind, "note", f"{several(len(names), 'image')} {texts[len(names) > 1]}.", len(names), examples)
 
 
 # ---------------------------------------------------------------- classes
@@ -155,7 +167,7 @@ def imbalance(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
     if counts.min() == 0 or counts.max() / counts.min() < LOPSIDED:
         return
     big, small = int(counts.argmax()), int(counts.argmin())
-    head = f"The classes are unequal: {counts[big]} training images of '{g.classes[big]}', {counts[small]} of '{g.classes[small]}'"
+    head = f"The classes are unequal: {counts[big]:,} training images of '{g.classes[big]}', {counts[small]:,} of '{g.classes[small]}'"
     head += f" ({counts[big] / counts[small]:.0f} to 1); always guessing the largest is right in {100 * majority(g):.0f} %."
     if g.objective in BALANCED:
         yield Finding("imbalance", "note", f"{head} The objective {g.objective} counts every class the same, as it should.")
@@ -178,19 +190,26 @@ def copy_findings(g: Gathered) -> Iterator[Finding]:
         leaks = [(i, j) for i, j in pairs if split[i] and split[j] and split[i] != split[j]]
         within = [(i, j) for i, j in pairs if split[i] and split[i] == split[j] and g.labels[i] == g.labels[j]]
         if torn:
-            text = f"{several(len(torn), 'pair')} of images under different labels are {word}: one label of each is wrong. "
+            text = f"{several(len(torn), 'pair')} of images under different labels {be(torn)} {word}: one label of each is wrong. "
             text += "Decide, and remove one."
             yield Finding(f"{kind}-copies-labels", "warning", text, len(torn), pair_examples(g, torn, split))
         if leaks:
-            text = f"{several(len(leaks), 'pair')} of images in different splits are {word}: what was learned is measured again (leakage), "
-            text += "and scores are too good. Remove them from training, or let hpsearch divide the data, which keeps copies together."
+            text = f"{several(len(leaks), 'pair')} of images in different splits {be(leaks)} {word}: what was learned is measured again "
+            text += "(leakage), and scores are too good. Remove them from training, or let hpsearch divide the data: "
+            text += "it keeps copies together."
             yield Finding(f"{kind}-copies-across", "warning", text, len(leaks), pair_examples(g, leaks, split))
         if within:
-            text = f"{several(len(within), 'pair')} of images within a split are {word}: they count twice. Harmless when few."
+            twice = "it counts" if len(within) == 1 else "they count"
+            text = f"{several(len(within), 'pair')} of images within a split {be(within)} {word}: {twice} twice. Harmless when few."
             yield Finding(f"{kind}-copies-within", "note", text, len(within), pair_examples(g, within, split))
     if g.copies.searched < len(g.labels):
         text = f"Near copies were looked for among the first {g.copies.searched:,} images only; exact copies among all."
         yield Finding("copies-searched", "note", text)
+
+
+def be(pairs: Sequence[object]) -> str:
+    """The verb after a count of pairs."""
+    return "is" if len(pairs) == 1 else "are"
 
 
 def pair_examples(g: Gathered, pairs: Sequence[tuple[int, int]], split: np.ndarray) -> tuple[Example, ...]:
@@ -304,13 +323,18 @@ def resolution(g: Gathered, votes: Votes | None) -> Iterator[Finding]:
         return
     error = error_rate(votes)
     difference = 100 * smallest_difference(error, n)
-    text = f"With {n} validation images two trials at about {100 * (1 - error):.0f} % accuracy must differ by {difference:.1f} points "
-    text += "to be told apart (80 % power, paired); what is nearer is noise."
+    text = f"With {several(n, 'validation image')} two trials at about {100 * (1 - error):.0f} % accuracy must differ by "
+    text += f"{difference:.1f} points to be told apart (80 % power, paired); what is nearer is noise."
     remedy = " More validation images would help (split.val), or judge by the loss, which is finer." if difference > 5 else ""
     yield Finding("resolution", "warning" if difference > 10 else "note", text + remedy, n)
 
 
 # ---------------------------------------------------------------- small things
+
+
+def counted(n: int, reason: str) -> str:
+    """How many files have a reason."""
+    return f"{n:,} {REASONS[reason][n > 1] if reason in REASONS else reason}"
 
 
 def several(n: int, one: str, many: str | None = None) -> str:

@@ -19,8 +19,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".avif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".j2k"),
+)
+FOREIGN = (".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".svg", ".psd", ".jxl")  # images not read
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # not EPS: Pillow runs Ghostscript on it
+MAGIC = (  # how files begin that are images, but none that Pillow reads; "." is any byte
+    (rb"(?s)....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", "HEIC"),
+    (rb"(?s)....ftypavi[fs]", "AVIF"),
+    (rb"(?s)....ftypcrx |II\*\0....CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0", "camera raw"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
+    (rb"8BPS", "PSD"),
+    (rb"(?s)(\xef\xbb\xbf)?\s*(<(\?xml|!--|!DOCTYPE svg).*?)?<svg\b", "SVG"),
+)
+DNG, SUB_IMAGES, KIND = 0xC612, 0x14A, 0xFE  # TIFF tags: version of DNG; other images inside; 1: a preview
 SPECIAL = ("rgba", "cmyk", "palette", "16-bit", "rotated", "animated", "gray")  # what may be special about an image
 MEGAPIXELS = 100  # more are refused
 MEGABYTES = 256  # of a file
@@ -124,7 +137,8 @@ def decode(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> 
         count = re.search(r"\d+", str(error))
         raise Unusable(too_large(int(count[0])) if count else f"more than {MEGAPIXELS} megapixels") from None
     except UnidentifiedImageError:
-        raise Unusable("not an image") from None
+        kind = foreign(data) if isinstance(data, bytes) else ""
+        raise Unusable(cannot(kind) if kind else "not an image") from None
     except MemoryError:
         raise Unusable(NO_MEMORY) from None
     except Exception as error:  # decoders raise anything on damaged data
@@ -141,6 +155,8 @@ def upright(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) ->
         image: Image.Image = Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
     else:
         image = open_bytes(data) if isinstance(data, bytes) else data
+    if isinstance(data, bytes) and image.format == "TIFF" and camera_raw(image, data):
+        raise Unusable(cannot("camera raw"))
     width, height = image.size
     if width * height > MEGAPIXELS * 1e6:
         raise Unusable(too_large(width * height))
@@ -166,6 +182,22 @@ def open_bytes(data: bytes) -> Image.Image:
     if data.startswith(b"version https://git-lfs"):
         raise Unusable("a Git LFS pointer, run git lfs pull")
     return Image.open(io.BytesIO(data), formats=formats())
+
+
+def foreign(data: bytes) -> str:
+    """What kind of image a file is that Pillow does not know; "" for no image."""
+    return next((kind for pattern, kind in MAGIC if re.match(pattern, data[:4096])), "")
+
+
+def camera_raw(image: Image.Image, data: bytes) -> bool:
+    """Whether a TIFF is a camera's raw file, of which Pillow would read the preview."""
+    tags = getattr(image, "tag_v2", {})
+    return foreign(data) == "camera raw" or DNG in tags or (SUB_IMAGES in tags and tags.get(KIND) == 1)
+
+
+def cannot(kind: str) -> str:
+    """Why an image of a kind that is not read cannot be used."""
+    return f"{kind} cannot be read; convert to {'PNG' if kind == 'SVG' else 'JPEG'}"
 
 
 @functools.cache

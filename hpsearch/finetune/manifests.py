@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from hpsearch.errors import FixInput, FixSetup, nearest
+from hpsearch.finetune.folders import SPLITS
+from hpsearch.finetune.printable import several
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 COLUMNS = {  # what is wanted -> the names under which it is found, the first of them that is there
-    "path": ("path", "file", "filename", "filepath", "image", "image_path"),
-    "label": ("label", "class", "target", "category", "label_name"),
-    "split": ("split", "subset", "set", "fold"),
+    "path": ("path", "file", "filename", "filepath", "image", "image_path", "img", "images"),
+    "label": ("label", "class", "target", "category", "label_name", "class_name", "labels", "species", "breed", "y"),
+    "split": ("split", "subset", "set", "partition"),
 }
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+MOST, LONGEST = 10, 80  # names in a message, and characters of each
+NO_SPLITS = ("fold",)  # of a cross-validation
+URL = re.compile(r"\s*(https?|ftp|s3|gs|hf)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,17 @@ def read_table(table: Path) -> tuple[list[Line], tuple[str, ...]]:
     Raises FixInput when columns or cells are missing, unknown or contradict one another.
     """
     parquet = table.suffix.lower() in (".parquet", ".pq")
+    columns: Sequence[str]
+    rows: Iterator[tuple[str, Any]]
     columns, rows = read_parquet(table) if parquet else read_csv(table)
     at = {want: find_column(table, want, columns) for want in COLUMNS}
+    notes = [f"the column '{name}' was ignored: it names no splits" for name in columns if name.strip().lower() in NO_SPLITS]
+    if at["split"] is not None and columns[at["split"]].strip().lower() != "split":
+        kept = list(rows)
+        rows = iter(kept)
+        if not any(cell(row, at["split"]).strip().lower() in SPLITS for _, row in kept):
+            notes.append(f"the column '{shown(columns[at['split']])}' was ignored: it has no word for a split, such as train")
+            at["split"] = None
     lines: dict[str, Line] = {}
     repeated = 0
     for where, row in rows:
@@ -55,12 +64,15 @@ def read_table(table: Path) -> tuple[list[Line], tuple[str, ...]]:
             one, other = getattr(before, what), getattr(line, what)
             if one != other:
                 raise FixInput(
-                    f"{table}: {line.path} has the {what} '{one}' in {before.where} and '{other}' in {line.where}: remove one of the lines"
+                    f"{table}: {shown(line.path)} has the {what} '{shown(one)}' in {before.where} and '{shown(other)}' in {line.where}: "
+                    "remove one of the lines"
                 )
         repeated += 1
     if not lines:
         raise FixInput(f"{table} has columns but no images: write one line an image")
-    return list(lines.values()), (f"{repeated} repeated lines were taken once",) if repeated else ()
+    if repeated:
+        notes.append(f"{several(repeated, 'repeated line')} {'was' if repeated == 1 else 'were'} taken once")
+    return list(lines.values()), tuple(notes)
 
 
 def find_column(table: Path, want: str, columns: Sequence[str]) -> int | None:
@@ -69,9 +81,11 @@ def find_column(table: Path, want: str, columns: Sequence[str]) -> int | None:
     known = COLUMNS[want]
     position = next((found.index(name) for name in known if name in found), None)
     if position is None and want != "split":
-        hint = next((f" ('{column}': {near})" for column in columns if (near := nearest(column, known)).startswith("did")), "")
-        names = ", ".join(f"'{column}'" for column in columns) or "none"
-        raise FixInput(f"{table} has no column '{want}': found {names}{hint}; call it one of {', '.join(known)}")
+        hint = next((f". '{shown(name)}': {near}" for name in columns if (near := nearest(name, known)).startswith("did")), "")
+        names = ", ".join(f"'{shown(column)}'" for column in columns[:MOST]) or "none"
+        names += f" and {len(columns) - MOST:,} more" if len(columns) > MOST else ""
+        head = hint or ". Is there a header line?"
+        raise FixInput(f"{table} has no column '{want}': found {names}{head} Call it one of {', '.join(known)}")
     return position
 
 
@@ -82,10 +96,17 @@ def read_line(table: Path, where: str, cells: dict[str, str]) -> Line:
             raise FixInput(f"{table}, {where}: the {want} is empty: fill it in, or remove the line")
     if "\0" in cells["path"]:
         raise FixInput(f"{table}, {where}: the path contains a null byte: is this a text table?")
+    if URL.match(cells["path"]):
+        raise FixInput(f"{table}, {where}: {shown(cells['path'])} is a URL, and URLs are not read: download the images, give their paths")
     split = cells.get("split")
     if split is not None and split.strip().lower() not in SPLITS:
-        raise FixInput(f"{table}, {where}: '{split}' is no split: write one of {', '.join(SPLITS)}, or leave the whole column out")
+        raise FixInput(f"{table}, {where}: '{shown(split)}' is no split: write one of {', '.join(SPLITS)}, or leave the whole column out")
     return Line(where, cells["path"], cells["label"].strip(), None if split is None else SPLITS[split.strip().lower()])
+
+
+def shown(text: str) -> str:
+    """A name or cell as it stands in a message."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def cell(row: Sequence[Any], position: int) -> str:
@@ -128,12 +149,24 @@ def read_parquet(table: Path) -> tuple[list[str], Iterator[tuple[str, list[Any]]
     try:
         with parquet.ParquetFile(table) as file:
             names = [str(name) for name in file.schema_arrow.names]
-            wanted = [name for name in names if any(name.strip().lower() in known for known in COLUMNS.values())]
+            wanted = [name for name in names if any(name.strip().lower() in known for known in (*COLUMNS.values(), NO_SPLITS))]
+            check_types(table, file.schema_arrow)
             columns = file.read(columns=wanted).to_pydict() if wanted else {}
     except (pyarrow.ArrowException, OSError) as error:
         raise FixInput(f"{table} is not a Parquet file that can be read ({' '.join(str(error).split())[:120]})") from None
     cells = zip(*(columns[name] for name in wanted), strict=True)
     return wanted if wanted else names, ((f"row {i}", list(row)) for i, row in enumerate(cells, 1))
+
+
+def check_types(table: Path, schema: Any) -> None:
+    """Refuse a Parquet table whose images are in it rather than in files."""
+    for column in schema:
+        kind = str(column.type)
+        if column.name.strip().lower() in COLUMNS["path"] and kind.startswith(("struct", "binary", "large_binary", "list")):
+            raise FixInput(
+                f"{table}: the column '{shown(column.name)}' holds images themselves ({shown(kind)}), as Hugging Face's files do, and not "
+                "paths: write the images to files, one folder a class, or give data as 'package.module:function' that returns them"
+            )
 
 
 def is_number(label: str) -> bool:

@@ -70,7 +70,7 @@ def build(
         if path is not None:
             matched = pretrained.load(model.net, model.cuts.head, path)
         else:
-            matched = WeightsReport("drawn from the seed" if weights.lower() == "none" else "as the model comes")
+            matched = pretrained.without_file(name, weights)
     model.freeze(0)
     return Built(model, {key: value.clone() for key, value in model.net.state_dict().items()}, expects, matched)
 

@@ -44,7 +44,9 @@ def check_names(model: str, weights: str) -> None:
         known = "weights are DEFAULT, none, a name such as IMAGENET1K_V1, or a file ending in " + ", ".join(SUFFIXES)
         raise FixInput(f"unknown weights '{weights}': {known}")
     elif weights.upper() not in ("DEFAULT", "NONE") and (model == "glyphnet" or is_own(model)):
-        raise FixInput(f"{model} has no weights called '{weights}': {nearest(weights, ('default', 'none'))}, or give a file")
+        hint = nearest(weights, ("default", "none")).replace("default", "DEFAULT")
+        hint += "" if hint.endswith("?") else "."
+        raise FixInput(f"{model} has no weights called '{weights}': {hint} A file of weights would do too")
 
 
 def check_model(model: str) -> None:
@@ -53,8 +55,9 @@ def check_model(model: str) -> None:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", model):
             raise FixInput(f"a model of your own is written package.module:function, not '{model}'; for example my_models:small_net")
     elif model not in MODELS:
-        own = "; a model of your own is written package.module:function"
-        raise FixInput(f"unknown model '{model}': {nearest(model, MODELS)}{own}")
+        hint = nearest(model, MODELS)
+        own = "A model of your own is written package.module:function"
+        raise FixInput(f"unknown model '{model}': {hint}{'' if hint.endswith('?') else '.'} {own}")
 
 
 def check_file(weights: str) -> Path:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hpsearch.errors import FixInput, FixSetup
-from hpsearch.finetune.names import check_file, is_file
-from hpsearch.finetune.zoo import torchvision_weights
+from hpsearch.finetune.names import check_file, is_file, is_own
+from hpsearch.finetune.zoo import takes_pretrained, torchvision_weights
 
 GLYPHNET_FILE = Path(__file__).parent / "weights" / "glyphnet.safetensors"
 TIMEOUT = 30  # seconds without a byte, after which a download is given up
@@ -40,7 +40,7 @@ CODE = ("GLOBAL", "Can only", "Trying to", "TorchScript")  # in torch's messages
 class WeightsReport:
     """What of a model's tensors, its new head aside, came from `source`."""
 
-    source: str  # a path, or "drawn from the seed", or "as the model comes"
+    source: str  # a path, or "drawn from the seed", or "as the model comes", with why
     loaded: int = 0  # tensors taken
     total: int = 0  # tensors of the model outside the head (BatchNorm's counters of batches aside)
     missing: tuple[str, ...] = ()  # in the model, not in the source
@@ -55,6 +55,15 @@ class WeightsReport:
         kinds = (("not in the file", self.missing), ("not in the model", self.unexpected), ("of another shape", self.mismatched))
         parts += [f"{len(names)} {what} ({first(names)})" for what, names in kinds if names]
         return "; ".join(parts)
+
+
+def without_file(name: str, weights: str) -> WeightsReport:
+    """Where the weights of a model come from that none were loaded into."""
+    if weights.lower() != "none":
+        return WeightsReport("as the model comes")
+    if is_own(name) and not takes_pretrained(name):
+        return WeightsReport("as the model comes (it takes no `pretrained`, so hpsearch cannot tell whether it is untrained)")
+    return WeightsReport("drawn from the seed")
 
 
 def first(names: tuple[str, ...] | list[str], n: int = 3) -> str:
@@ -115,8 +124,28 @@ def refusal(path: Path, error: Exception) -> FixInput:
             f"the weights file {path} needs code to load{what}, and only tensors are loaded: "
             "a pickle can run anything; save model.state_dict() alone, or convert to safetensors"
         )
-    reason = (message.splitlines() or [""])[0][:200] or type(error).__name__
-    return FixInput(f"the weights file {path} is damaged or no weights file ({reason}); fetch or save it again")
+    if what := what_it_is(path):
+        return FixInput(f"the weights file {path} is {what}")
+    line = (message.splitlines() or [""])[0][:200]
+    reason = f": {line}" if " " in line else ""  # a KeyError's number tells nothing
+    return FixInput(f"the weights file {path} is damaged or no weights file ({type(error).__name__}{reason}); fetch or save it again")
+
+
+def what_it_is(path: Path) -> str:
+    """What a file is that should have been weights, and what to do; "" for bytes that say nothing."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    try:
+        text = head.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return ""
+    if "\0" in text or not text.replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable():
+        return ""
+    if text.startswith("version https://git-lfs"):
+        return "a Git LFS pointer, not the weights: run git lfs pull"
+    if text.lower().startswith(("<!doctype html", "<html")):
+        return "a web page, not the weights: download the file itself"
+    return f"a text file that begins '{' '.join(text.split())[:40]}', not weights: give a file that model.state_dict() was saved in"
 
 
 def is_pickle(path: Path) -> bool:

@@ -49,15 +49,21 @@ def entries(cache: Path | None = None) -> list[Entry]:
 
 
 def clear(cache: Path | None = None, key: str | None = None) -> int:
-    """Remove one entry, or all of them, and say how many bytes that freed; what is being written stays."""
+    """Remove one entry, or all of them, and say how many bytes that freed; what is being written stays.
+
+    Raises FixSetup when it may not be written to.
+    """
     root = cache or cache_folder()
-    freed = sweep(root)
-    for folder in all_places(root):
-        if key in (None, folder.name):
-            freed += remove(root, folder)
-            for index in (root / "index").glob(f"*-{folder.name}.npz"):
-                freed += index.stat().st_size
-                index.unlink(missing_ok=True)
+    try:
+        freed = sweep(root)
+        for folder in all_places(root):
+            if key in (None, folder.name):
+                freed += remove(root, folder)
+                for index in (root / "index").glob(f"*-{folder.name}.npz"):
+                    freed += index.stat().st_size
+                    index.unlink(missing_ok=True)
+    except OSError as error:
+        raise FixSetup(f"the cache {root} cannot be emptied ({error}): make it writable (chmod), or let its owner do it") from None
     return freed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hpsearch.errors import FixInput, nearest
+from hpsearch.errors import FixInput
 from hpsearch.finetune import torchvision_sets
+from hpsearch.finetune.folders import ORDER, SPLITS, read_folder
 from hpsearch.finetune.functions import brief, load_function
-from hpsearch.finetune.images import SUFFIXES, Unusable, as_picture
-from hpsearch.finetune.manifests import SPLITS, TABLES, is_number, read_table
+from hpsearch.finetune.images import FOREIGN, SUFFIXES, Unusable, as_picture
+from hpsearch.finetune.manifests import TABLES, is_number, read_table
+from hpsearch.finetune.printable import escaped, first, printable
 from hpsearch.finetune.torchvision_sets import DATA_SETS
 from hpsearch.types import Say, say_nothing
 
 Read = Callable[["Item"], Image.Image | npt.NDArray[Any]]
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-ORDER = ("train", "val", "test")
+CLOSE = 0.7  # likeness from which a name is suggested
 KINDS = (
     f"a folder with one sub-folder of images a class; a table (CSV, TSV, Parquet) of paths and labels; 'package.module:function'; "
     f"or a data set of torchvision: {', '.join(DATA_SETS)}"
@@ -69,6 +72,14 @@ def open_source(data: str, root: Path | None = None, progress: Say = say_nothing
     Raises FixInput when there are no such images or they are not arranged as needed, FixSetup when they cannot be fetched.
     """
     try:
+        return named_source(data, root, progress)
+    except FixInput as error:  # names in it may hold anything
+        raise FixInput(escaped(str(error))) from error.__cause__
+
+
+def named_source(data: str, root: Path | None, progress: Say) -> Source:
+    """The images called `data`, of whichever kind."""
+    try:
         path = Path(data).expanduser()
         if data and path.is_dir():
             return open_folder(data, path)
@@ -81,7 +92,7 @@ def open_source(data: str, root: Path | None = None, progress: Say = say_nothing
         return open_set(data, name, (root or cache_folder() / "datasets").expanduser(), progress)
     if re.fullmatch(r"[\w.]+:\w+", data):
         return open_function(data, progress)
-    raise FixInput(f"there is no data '{data}': {suggestion(data, path)}. It may be {KINDS}")
+    raise FixInput(f"there is no data '{data}': {suggestion(data, path)} It may be {KINDS}")
 
 
 def cache_folder() -> Path:
@@ -93,106 +104,28 @@ def cache_folder() -> Path:
 
 
 def suggestion(data: str, path: Path) -> str:
-    """What may have been meant by data that does not exist."""
-    hint = nearest(data, (name.lower() for name in DATA_SETS))
-    if hint.startswith("did") and os.sep not in data:
-        return hint
+    """What may have been meant by data that does not exist, as a sentence."""
+    sets = [] if os.sep in data else difflib.get_close_matches(data.lower(), map(str.lower, DATA_SETS), n=1, cutoff=CLOSE)
+    if sets:
+        return f"did you mean '{sets[0]}'?"
     parent = next(p for p in path.absolute().parents if p.is_dir())
     wanted = path.absolute().relative_to(parent).parts[0]
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK) else []
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
-    return f"did you mean '{parent / close[0]}'?" if close else f"no '{wanted}' in {parent}"
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=CLOSE)
+    return f"did you mean '{parent / close[0]}'?" if close else f"no '{wanted}' in {parent}."
 
 
 # ---------------------------------------------------------------- folders
 
 
 def open_folder(data: str, folder: Path) -> Source:
-    """One sub-folder a class; or train and val or test, each with one sub-folder a class."""
-    folders, images, others = children(folder)
-    words = {child: SPLITS[child.name.lower()] for child in folders if child.name.lower() in SPLITS}
-    split = "train" in words.values() and len(set(words.values())) > 1
-    notes, found, filled, seen = [], [], set(), set()
-    parts = sorted(words, key=lambda child: (ORDER.index(words[child]), child.name)) if split else [folder]
-    for part in parts:
-        inside, stray, more = children(part) if split else (folders, images, others)
-        others = [*others, *more] if split else others
-        if stray and not any(map(has_images, inside)):
-            raise FixInput(f"{part} has {len(stray)} images and no class folders: {arrangement(folder)}")
-        if stray:
-            notes.append(f"{len(stray)} images outside any class folder were ignored: {listing(folder, stray)}")
-        for child in inside:
-            pictures, rest = images_below(child)
-            others = [*others, *rest]
-            seen.add(printable(child.name))
-            if pictures:
-                filled.add(printable(child.name))
-            for file in pictures:
-                item = Item(printable(file.relative_to(folder).as_posix()), 0, words.get(part) if split else None, file)
-                found.append(Found(item, printable(child.name)))
-    if split and (ignored := [child for child in folders if child not in words]):
-        notes.append(f"folders beside {', '.join(p.name for p in parts)} were ignored: {listing(folder, ignored)}")
-    if split and images:
-        notes.append(f"{len(images)} images outside any class folder were ignored: {listing(folder, images)}")
-    if others:
-        notes.append(f"{len(others)} files that are no images were ignored: {listing(folder, others)}")
-    if len(filled) < 2:
-        only = next((child for child in folders if child.name.lower() in SPLITS), None) if not split else None
-        hint = f"; did you mean the folder {only}?" if only and sum(map(has_images, children(only)[0])) > 1 else ""
-        classes = f"one class with images ('{next(iter(filled))}')" if filled else f"no images ({', '.join(s[1:] for s in SUFFIXES)})"
-        raise FixInput(f"{folder} has {classes}, and telling classes apart needs two{hint}: {arrangement(folder)}")
-    return finish(Source(data, (), (), None, tuple(notes), tuple(sorted(seen - filled))), found)
-
-
-def arrangement(folder: Path) -> str:
-    """How to arrange images."""
-    return f"put the images of each class into a folder of its own, such as {folder}/cat/1.jpg and {folder}/dog/2.jpg"
-
-
-def children(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Sub-folders, images and other files right inside, hidden ones left out, sorted. Raises FixInput when it cannot be read."""
-    found: tuple[list[Path], list[Path], list[Path]] = ([], [], [])
-    try:
-        with os.scandir(folder) as scan:
-            for entry in sorted(scan, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                path = Path(entry.path)
-                is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
-                found[0 if is_folder else 1 if path.suffix.lower() in SUFFIXES else 2].append(path)
-    except OSError as error:
-        raise FixInput(f"the folder {folder} cannot be read ({error.strerror}): allow it (chmod), or move it out of the data") from None
-    return found
-
-
-def images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> tuple[list[Path], list[Path]]:
-    """Images and other files in a folder and all below it; a link to a folder that it is in itself is not followed."""
-    status = folder.stat()
-    here = above | {(status.st_dev, status.st_ino)}
-    if here == above:
-        return [], []
-    folders, images, others = children(folder)
-    for child in folders:
-        more, rest = images_below(child, here)
-        images.extend(more)
-        others.extend(rest)
-    return images, others
-
-
-def has_images(folder: Path) -> bool:
-    """Whether there is an image in the folder or below."""
-    return bool(images_below(folder)[0])
-
-
-def listing(folder: Path, paths: Sequence[Path]) -> str:
-    """The first few by name."""
-    names = [printable(path.relative_to(folder).as_posix()) for path in paths[:3]]
-    return ", ".join(names) + (", ..." if len(paths) > 3 else "")
-
-
-def printable(name: str) -> str:
-    r"""The name with bytes that are no UTF-8 written as \xff."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """One sub-folder a class; or train and val or test, each with one sub-folder a class, or in each class."""
+    contents = read_folder(folder)
+    found = [
+        Found(Item(printable(picture.file.relative_to(folder).as_posix()), 0, picture.split, picture.file), picture.name)
+        for picture in contents.pictures
+    ]
+    return finish(Source(data, (), (), None, tuple(contents.notes), tuple(contents.empty)), found)
 
 
 # ---------------------------------------------------------------- tables
@@ -201,15 +134,20 @@ def printable(name: str) -> str:
 def open_table(data: str, path: Path) -> Source:
     """A table of paths, relative to its own folder, and labels."""
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in (*SUFFIXES, *FOREIGN):
         raise FixInput(f"{path} is one image: give the folder that has one sub-folder of images a class")
     if suffix in ARCHIVES:
         raise FixInput(f"{path} is an archive: unpack it, and give the folder")
     if suffix not in TABLES or not path.is_file():
         raise FixInput(f"{path} is neither a folder nor a table ({', '.join(TABLES)}). Data may be {KINDS}")
     lines, notes = read_table(path)
-    found = [Found(Item(printable(line.path), 0, line.split, path.parent / line.path), line.label) for line in lines]
-    return finish(Source(data, (), (), None, notes), found)
+    found = [Found(Item(printable(line.path), 0, line.split, path.parent / line.path), printable(line.label)) for line in lines]
+    if not any(f.item.path and os.path.exists(f.item.path) for f in found):
+        raise FixInput(
+            f"none of the {len(found):,} files in {path} is there, such as {lines[0].path[:200]}: "
+            f"relative paths start at the table's own folder, {path.parent.absolute()}"
+        )
+    return finish(Source(data, (), (), None, tuple(map(escaped, notes))), found)
 
 
 # ---------------------------------------------------------------- data sets: torchvision's and one's own
@@ -254,15 +192,14 @@ def open_function(data: str, progress: Say) -> Source:
 
 def from_sets(data: str, sets: Mapping[str | None, Any], progress: Say) -> tuple[Source, list[Found]]:
     """A source that reads from map-style data sets, without its items; and those. Raises FixInput when they yield something else."""
-    first = next(iter(sets.values()), ())
     labels = {split: check_set(data, split, images, progress) for split, images in sets.items()}
-    names = torchvision_sets.classes_of(first)
+    names = torchvision_sets.classes_of(next(iter(sets.values()), ()))
     if names is None:
         by_label = {label: str(label) for label in sorted({label for some in labels.values() for label in some if label >= 0})}
-    elif len(set(names)) < len(names):
-        raise FixInput(f"{data}: two of its classes have one name: {names}")
+    elif twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise FixInput(f"{data}: two of its classes have one name: {first(twice, 5)}. Give each its own")
     else:
-        by_label = dict(enumerate(names))
+        by_label = {label: printable(name) for label, name in enumerate(names)}
     found = []
     for split, some in labels.items():
         for i, label in enumerate(some):
@@ -308,13 +245,30 @@ def finish(source: Source, found: Sequence[Found]) -> Source:
     numeric = all(map(is_number, used))
     classes = source.classes or tuple(sorted(used, key=lambda name: (int(name) if numeric else 0, name)))
     if len(classes) < 2:
-        raise FixInput(f"{source.data} has {len(classes)} classes with images: telling classes apart needs two")
+        known = f"one class with images ('{classes[0]}')" if classes else "no class with images"
+        raise FixInput(f"{source.data} has {known}: telling classes apart needs two")
+    alike = look_alikes(classes)
     if any(f.item.split for f in found):
         trained = {f.name for f in found if f.item.split == "train"}
         if missing := [name for name in classes if name not in trained]:
+            twins = [(name, twin) for name in missing for group in alike if name in group for twin in group if twin in trained]
+            hint = f". Is {twins[0][0]!r} the same class as {twins[0][1]!r}? Then give both one name" if twins else ""
             raise FixInput(
-                f"{source.data} has no training images of {', '.join(repr(name) for name in missing[:5])}"
-                f"{', ...' if len(missing) > 5 else ''}: add some, or remove the class from val and test"
+                f"{source.data} has no training images of {first([repr(name) for name in missing], 5, escape=False)}: "
+                f"add some, or remove the class from val and test{hint}"
             )
+    notes = list(source.notes)
+    if alike:
+        groups = [" and ".join(f"'{name}'" for name in group) for group in alike]
+        notes.append(f"classes whose names differ only in case or blanks: {first(groups, escape=False)}. Are they one? Give them one name")
     number = {name: i for i, name in enumerate(classes)}
-    return replace(source, classes=classes, items=tuple(replace(f.item, label=number[f.name]) for f in found))
+    items = tuple(replace(f.item, label=number[f.name]) for f in found)
+    return replace(source, classes=classes, items=items, notes=tuple(notes))
+
+
+def look_alikes(classes: Sequence[str]) -> list[list[str]]:
+    """Classes that a person would take for one: their names differ in case, in blanks, or in how accents are stored."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault("".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

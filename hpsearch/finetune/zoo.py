@@ -6,6 +6,7 @@ torchvision is imported only for its own: that costs 2 to 3 s of a worker's star
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -114,8 +115,9 @@ def torchvision_weights(name: str, weights: str) -> Any:
 
     known = get_model_weights(name).__members__
     if weights.upper() not in known:
-        hint = nearest(weights, [k.lower() for k in (*known, "none")])
-        raise FixInput(f"{name} has no weights called '{weights}': {hint}, or give a file")
+        close = difflib.get_close_matches(weights.upper(), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}, none."
+        raise FixInput(f"{name} has no weights called '{weights}': {hint} A file of weights would do too")
     return known[weights.upper()]
 
 
@@ -184,18 +186,24 @@ def own_net(name: str, classes: int, pretrained: bool | None) -> nn.Module:
     """What the user's "package.module:function" returns for `classes`.
 
     `pretrained` is passed on where the function takes it; None means as cheap as can be. Raises FixInput when the
-    function is not there, fails, returns no module, or takes no `pretrained` although False is asked for.
+    function is not there, does not take `num_classes`, fails, or returns no module.
     """
     function = load_function(name, "the model")
     options: dict[str, Any] = {"num_classes": classes}
-    if "pretrained" in parameters(function):
+    if takes_pretrained(name):
         options["pretrained"] = bool(pretrained)
-    elif pretrained is False:
+    short = name.partition(":")[2]
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError:
+        takes = f"{short}{inspect.signature(function)}"
         raise FixInput(
-            f"weights: none needs {name} to take an argument 'pretrained', to be called with pretrained=False; "
-            "add it, or use weights: DEFAULT for the model as it comes"
-        )
-    call = f"{name.partition(':')[2]}({', '.join(f'{k}={v}' for k, v in options.items())})"
+            f"the model {name} is called with num_classes, the number of classes, and it is {takes}: "
+            f"write def {short}(num_classes), everything else with a default"
+        ) from None
+    except ValueError:
+        pass  # Python cannot tell what it takes
+    call = f"{short}({', '.join(f'{k}={v}' for k, v in options.items())})"
     try:
         net = function(**options)
     except (Exception, SystemExit) as error:
@@ -203,6 +211,11 @@ def own_net(name: str, classes: int, pretrained: bool | None) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise FixInput(f"the model {name} must return a torch.nn.Module; {call} returned {type(net).__name__}")
     return net
+
+
+def takes_pretrained(name: str) -> bool:
+    """Whether the user's function wants to know if weights are wanted."""
+    return "pretrained" in parameters(load_function(name, "the model"))
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from image_files import declared_png, encoded, picture
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, features
 
 from hpsearch.finetune import images
 from hpsearch.finetune.images import ORIENTATION, Preprocessing, Unusable, as_picture, decode, read_file
@@ -317,3 +317,49 @@ def test_arrays_and_tensors_of_any_order_are_the_same_picture():
 def test_what_is_no_picture(value, why):
     with pytest.raises(Unusable, match=why):
         as_picture(value)
+
+
+# ---------------------------------------------------------------- kinds that are not read
+
+
+def raw_tiff():
+    """A TIFF as cameras write it: a preview first, with the picture in a sub-image."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0xFE], tags[0x14A] = 1, (8,)
+    return encoded(picture(1), "TIFF", tiffinfo=tags)
+
+
+NOT_READ = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40),
+    "HEIC (mif1)": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40),
+    "camera raw (cr2)": b"II*\0\x10\0\0\0CR\x02\0" + bytes(40),
+    "camera raw (cr3)": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom" + bytes(40),
+    "camera raw (raf)": b"FUJIFILMCCD-RAW 0201" + bytes(40),
+    "camera raw (orf)": b"IIRO\x08\0\0\0" + bytes(40),
+    "camera raw (rw2)": b"IIU\0\x18\0\0\0" + bytes(40),
+    "camera raw (nef)": raw_tiff(),
+    "JPEG XL": b"\xff\x0a" + bytes(40),
+    "JPEG XL (box)": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40),
+    "PSD": b"8BPS\0\1" + bytes(40),
+    "SVG": b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "SVG (bare)": b"\xef\xbb\xbf<svg></svg>",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_READ)
+def test_kinds_that_are_not_read_say_what_they_are_and_what_to_do(kind):
+    with pytest.raises(Unusable, match=rf"^{kind.partition(' (')[0]} cannot be read; convert to (JPEG|PNG)$"):
+        decode(NOT_READ[kind], RGB)
+
+
+@pytest.mark.parametrize("data", [b"<?xml version='1.0'?><html></html>", b"<!DOCTYPE html><svg>", b"ftypheic", b"8BP"])
+def test_what_is_no_image_is_not_taken_for_one(data):
+    with pytest.raises(Unusable, match=r"^not an image$"):
+        decode(data, RGB)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow reads no JPEG 2000")
+def test_jpeg_2000_and_avif_and_plain_tiff_are_read():
+    for kind in ("JPEG2000", "TIFF", *(["AVIF"] if features.check("avif") else [])):
+        assert np.abs(decode(encoded(picture(5), kind), RGB).image.astype(int) - plain_crop(picture(5))).mean() < 6
+    assert {".jp2", ".avif", ".tif"} <= {*images.SUFFIXES}

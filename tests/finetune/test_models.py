@@ -178,7 +178,7 @@ def test_the_static_names_are_torchvision_s_registry():
         ("resnet18", "some/model", "or a file ending in"),
         ("resnet18", "missing.pth", "there is no weights file"),
         ("glyphnet", "IMAGENET1K_V1", "has no weights called"),
-        ("glyphnet", "DEFAULTS", "did you mean 'default'"),
+        ("glyphnet", "DEFAULTS", "did you mean 'DEFAULT'[?] A file of weights would do too"),
         ("a.b:c", "IMAGENET1K_V1", "has no weights called"),
     ],
 )
@@ -281,6 +281,7 @@ def pair(num_classes): return Pair(num_classes)
 def auxiliary(num_classes): return Auxiliary(num_classes)
 def text(num_classes): return "net"
 def broken(num_classes): raise ZeroDivisionError("no luck")
+def two_arguments(num_classes, width): return Net(num_classes)
 def no_argument(): return Net(3)
 def backbone(num_classes):
     class Wrapped(nn.Module):
@@ -318,6 +319,14 @@ def test_a_model_of_one_s_own_is_cut_into_blocks(own):
     model.freeze(1)
     assert (model.net.body.training, model.net.body[0].bn.training) == (True, True)
     assert [row.shape for row in models.describe("own_models:net", 4, SMALL)] == [(8, 8, 8)] * 3 + [(8,)]
+
+
+def test_weights_none_takes_a_model_that_has_no_say_in_it_and_tells_that(own):
+    built = models.build("own_models:net", 4, "none", 0, SMALL)
+    assert built.matched.text() == (
+        "weights: as the model comes (it takes no `pretrained`, so hpsearch cannot tell whether it is untrained)"
+    )
+    assert models.build("own_models:pretrained_net", 4, "none", 0, SMALL).matched.text() == "weights: drawn from the seed"
 
 
 @pytest.mark.parametrize(("name", "reason"), [("branching", "cannot trace"), ("dropping", "something else in training mode")])
@@ -389,11 +398,11 @@ def test_own_weights_pretrained_none_and_from_a_file(own):
         ("own_modes:net", "DEFAULT", "importing 'own_modes' failed"),
         ("own_models:nett", "DEFAULT", "did you mean 'net'"),
         ("own_models:broken", "DEFAULT", r"failed at broken\(num_classes=4\): ZeroDivisionError: no luck"),
-        ("own_models:no_argument", "DEFAULT", "unexpected keyword argument 'num_classes'"),
+        ("own_models:no_argument", "DEFAULT", "is called with num_classes, the number of classes, and it is no_argument[(][)]: write"),
+        ("own_models:two_arguments", "DEFAULT", "it is two_arguments[(]num_classes, width[)]: write def two_arguments"),
         ("own_models:text", "DEFAULT", "must return a torch.nn.Module; text.* returned str"),
         ("own_models:pair", "DEFAULT", "must return a tensor of logits.*in eval mode it returned tuple"),
         ("own_models:auxiliary", "DEFAULT", "in training mode it returned tuple"),
-        ("own_models:gray", "none", "weights: none needs own_models:gray to take an argument 'pretrained'"),
     ],
 )
 def test_a_function_that_gives_no_model_is_refused(own, name, weights, message):

@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,6 +303,32 @@ def test_entries_are_listed_by_use_and_cleared_one_by_one(pets, cache, decoded):
     assert clear(cache) == 0
     assert entries(cache / "missing") == []
     assert decode_all(open_source(str(pets)), small, cache).fresh
+
+
+def test_a_cache_that_may_not_be_written_is_not_cleared_and_says_so(pets):
+    with tempfile.TemporaryDirectory() as name:  # beside pytest's own folder, which only its owner may enter
+        root = Path(name) / "cache"
+        decode_all(open_source(str(pets)), RGB, root)
+        for place in (root / "images", root / "index", root / "locks"):
+            place.chmod(0o555)
+        Path(name).chmod(0o755)
+        code = textwrap.dedent(f"""
+            import os
+            from pathlib import Path
+            from hpsearch.finetune import shelf
+            if os.getuid() == 0:
+                os.setuid(65534)
+            try:
+                shelf.clear(Path({str(root)!r}))
+            except Exception as error:
+                print(type(error).__name__, error)
+        """)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        for place in (root / "images", root / "index", root / "locks"):
+            place.chmod(0o755)
+        assert len(shelf.entries(root)) == 1
+    assert done.stdout.startswith(f"FixSetup the cache {root} cannot be emptied (")
+    assert "make it writable" in done.stdout
 
 
 def test_who_has_mapped_an_entry_keeps_it_when_it_is_cleared(pets, cache):

@@ -78,7 +78,7 @@ def test_a_download_with_another_digest_is_refused(folder, monkeypatch):
 
 
 def test_a_misspelt_name_of_weights_gets_the_nearest():
-    with pytest.raises(FixInput, match="has no weights called 'IMAGENET1K_V3': did you mean 'imagenet1k_v1'"):
+    with pytest.raises(FixInput, match="has no weights called 'IMAGENET1K_V3': did you mean 'IMAGENET1K_V1'"):
         build("IMAGENET1K_V3")
 
 
@@ -165,6 +165,10 @@ def bad_files(folder, source):
     (folder / "empty.pth").touch()
     (folder / "text.pth").write_text("not a checkpoint at all\n" * 50)
     (folder / "text.safetensors").write_text("not a checkpoint at all\n" * 50)
+    (folder / "number.pth").write_text("epoch 3\n")
+    (folder / "page.pth").write_text("<!DOCTYPE html>\n<html></html>\n")
+    (folder / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (folder / "noise.pth").write_bytes(bytes(range(255, 0, -1)) * 9)
     torch.save({"epoch": 3, "lr": 0.1}, folder / "numbers.pt")
     torch.save(torch.zeros(3), folder / "tensor.pt")
     torch.save({}, folder / "nothing.pt")
@@ -177,8 +181,12 @@ BAD = {
     "truncated.pth": "damaged or no weights file",
     "truncated.safetensors": "damaged or no weights file",
     "empty.pth": "is empty",
-    "text.pth": "damaged or no weights file",
-    "text.safetensors": "damaged or no weights file",
+    "text.pth": "is a text file that begins 'not a checkpoint at all",
+    "text.safetensors": "is a text file that begins 'not a checkpoint at all",
+    "number.pth": "is a text file that begins 'epoch 3'",
+    "page.pth": "is a web page, not the weights: download the file itself",
+    "pointer.pth": "is a Git LFS pointer, not the weights: run git lfs pull",
+    "noise.pth": r"is damaged or no weights file \(\w+",
     "numbers.pt": "holds no state dict: its entries are epoch, lr",
     "tensor.pt": "holds no state dict: it is a Tensor",
     "nothing.pt": "holds no state dict: it has no entries",
@@ -195,6 +203,7 @@ def test_a_file_that_does_not_serve_is_refused_with_its_reason(folder, source, n
     with pytest.raises(FixInput, match=BAD[name]) as caught:
         build(name)
     assert name in str(caught.value)
+    assert not re.search(r"\(\d+\)", str(caught.value))
     assert "\n" not in str(caught.value)
 
 

@@ -10,10 +10,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from image_files import make_folder, write
 
 from hpsearch.errors import FixInput
+from hpsearch.finetune.prepare import prepare
+from hpsearch.finetune.printable import printable
 from hpsearch.finetune.sources import DATA_SETS, open_source
+from hpsearch.spec import load_spec
 
 
 def counts(source):
@@ -56,8 +61,8 @@ def test_a_folder_with_one_sub_folder_a_class(folder):
     assert all(item.path.is_file() and item.split is None for item in source.items)
     assert source.empty_classes == ("bird",)
     assert source.read is None
-    assert "1 images outside any class folder were ignored: stray.png" in source.notes
-    assert "1 files that are no images were ignored: dog/notes.txt" in source.notes
+    assert "1 image outside any class folder was ignored: stray.png" in source.notes
+    assert "1 file that is no image was ignored: dog/notes.txt" in source.notes
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "VALID", "testing"), ("train", "validation"), ("train", "dev")])
@@ -104,7 +109,11 @@ def test_any_file_name(folder):
     os.makedirs(b"d/\xff")
     shutil.copy(folder / "d" / "a b" / names[0], b"d/\xff/\xfe.png")
     source = open_source("d")
-    assert {item.name for item in source.items} == {*(f"a b/{name}" for name in names), "\\xff/\\xfe.png"}
+    assert {item.name for item in source.items} == {
+        *(f"a b/{name}" for name in names if "\n" not in name),
+        "a b/new\\nline.png",
+        "\\xff/\\xfe.png",
+    }
     assert source.classes == ("\\xff", "a b")
     assert all(item.path.exists() and item.name.encode() for item in source.items)
 
@@ -113,14 +122,14 @@ def test_folders_that_will_not_do(folder):
     (folder / "empty").mkdir()
     refused("empty", "no images", "cat/1.jpg")
     write(folder / "flat" / "1.png", seed=1)
-    refused("flat", "1 images and no class folders", "flat/cat/1.jpg")
+    refused("flat", "1 image and no class folders", "flat/cat/1.jpg")
     make_folder(folder / "one", {"cat": 3})
     refused("one", "one class with images ('cat')")
     make_folder(folder / "nested" / "train", {"cat": 3, "dog": 2})
-    refused("nested", "did you mean the folder nested/train?")
+    refused("nested", "Did you mean nested/train?")
     write(folder / "half" / "train" / "1.png", seed=1)
     make_folder(folder / "half" / "val", {"cat": 3, "dog": 2})
-    refused("half", "half/train has 1 images and no class folders")
+    refused("half", "half/train has 1 image and no class folders")
 
 
 def test_a_folder_that_may_not_be_read():
@@ -149,9 +158,11 @@ def test_a_folder_that_may_not_be_read():
 def test_a_word_or_path_that_leads_nowhere_gets_a_hint(folder):
     make_folder(folder / "photos", {"cat": 1, "dog": 1})
     refused("photo/cat", "did you mean", "photos'?")
-    refused(folder / "photos" / "kat", f"did you mean '{folder}/photos/cat'?")
+    refused(folder / "photos" / "catt", f"did you mean '{folder}/photos/cat'?")
     refused("CIFAR", "did you mean 'cifar10'?", "FGVCAircraft")
     refused("zzz/yyy", f"no 'zzz' in {folder}", *DATA_SETS)
+    (folder / "three").mkdir()
+    refused("nothere", f"no 'nothere' in {folder}.")
     refused("", "there is no data ''")
     refused("x" * 5000, "cannot be used as data")
     refused("a\0b", "there is no data")
@@ -180,7 +191,7 @@ def test_a_text_table(folder, header, delimiter, encoding):
         ("ü, ö.png", "cat", "test"),
     ]
     lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
-    (folder / "in").mkdir()
+    write(folder / "in" / "a" / "1.png", seed=1)
     (folder / "in" / "t.csv").write_text("\n\n".join(lines), encoding=encoding)
     source = open_source("in/t.csv")
     assert source.classes == ("cat", "dog")
@@ -197,6 +208,7 @@ def test_a_parquet_table_says_the_same_as_the_text(folder):
     import pyarrow
     from pyarrow import parquet
 
+    write(folder / "1.png", seed=1)
     table = pyarrow.table({"id": [7, 8, 9], "File": ["1.png", "2.png", "3.png"], "target": [10, 9, 10]})
     parquet.write_table(table, "t.parquet")
     (folder / "t.csv").write_text("id,File,target\n7,1.png,10\n8,2.png,9\n9,3.png,10\n")
@@ -212,6 +224,8 @@ def test_a_parquet_table_says_the_same_as_the_text(folder):
 
 
 def test_tables_with_mistakes_name_the_line(folder):
+    write(folder / "1.png", seed=1)
+
     def table(text, *parts):
         (folder / "t.csv").write_text(text)
         refused("t.csv", *parts)
@@ -221,13 +235,13 @@ def test_tables_with_mistakes_name_the_line(folder):
     table("path,label\n1.png\n", "line 2: the label is empty")
     table("path,label,split\n1.png,a,train\n2.png,b,trian\n", "line 3: 'trian' is no split", "train, training, val")
     table("path,label,split\n1.png,a,\n", "line 2: '' is no split")
-    table("path,lable\n1.png,a\n", "no column 'label': found 'path', 'lable' ('lable': did you mean 'label'?)")
-    table("1.png,a\n2.png,b\n", "no column 'path': found '1.png', 'a'")
+    table("path,lable\n1.png,a\n", "no column 'label': found 'path', 'lable'. 'lable': did you mean 'label'? Call it one of label")
+    table("1.png,a\n2.png,b\n", "no column 'path': found '1.png', 'a'. Is there a header line? Call it one of path")
     table("", "no column 'path': found none")
     table("path,label\n", "has columns but no images")
     table("path,label\n1.png,a\nx/../1.png,b\n", "the label 'a' in line 2 and 'b' in line 3")
     table("path,label,split\n1.png,a,train\n1.png,a,val\n", "the split 'train' in line 2 and 'val' in line 3")
-    table("path,label\n1.png,a\n2.png,a\n", "1 classes")
+    table("path,label\n1.png,a\n2.png,a\n", "one class with images ('a')")
     table("path,label,split\n1.png,a,train\n2.png,b,val\n", "no training images of 'b'")
     (folder / "t.csv").write_bytes("path,label\n1.png,Bär\n".encode("latin-1"))
     refused("t.csv", "not UTF-8")
@@ -237,10 +251,11 @@ def test_tables_with_mistakes_name_the_line(folder):
 
 
 def test_a_repeated_line_is_taken_once(folder):
+    write(folder / "1.png", seed=1)
     (folder / "t.tsv").write_text("path\tlabel\n1.png\ta\n2.png\tb\n./1.png\ta\n")
     source = open_source("t.tsv")
     assert [item.name for item in source.items] == ["1.png", "2.png"]
-    assert source.notes == ("1 repeated lines were taken once",)
+    assert source.notes == ("1 repeated line was taken once",)
 
 
 # ---------------------------------------------------------------- functions
@@ -333,8 +348,8 @@ def test_functions_that_will_not_do(module):
     fails("return [('1.png', 0), ('2.png', 1)]", "a str instead of an image", "uint8 or float in [0, 1]")
     fails("return [(np.ones((4, 4)) * 3, 0), (np.ones((4, 4)), 1)]", "outside [0, 1]")
     fails("return [np.zeros((4, 4)), np.zeros((4, 4))]", "expected (image, label)")
-    fails("return []", "0 classes")
-    fails("return {}", "0 classes")
+    fails("return []", "no class with images")
+    fails("return {}", "no class with images")
     name = module("def broken(:\n")
     refused(f"{name}:make", "SyntaxError")
 
@@ -353,3 +368,142 @@ def test_opening_a_folder_reads_no_image(folder):
         (folder / "d" / name).mkdir(parents=True)
         (folder / "d" / name / "1.jpg").write_bytes(bytes(i))
     assert [item.name for item in open_source("d").items] == ["a/1.jpg", "b/1.jpg"]
+
+
+# ---------------------------------------------------------------- what a newcomer and an attacker found
+
+
+def test_names_that_would_act_on_a_terminal_are_escaped_and_stay_apart(folder):
+    classes = ["\x1b[31mred", "\\x1b[31mred", "a\u202eb", "line\nbreak", "\u2066x"]
+    for i, name in enumerate(classes):
+        write(folder / "d" / name / "\x07\x9b.png", seed=i)
+    source = open_source("d")
+    assert set(source.classes) == {"\\x1b[31mred", "\\\\x1b[31mred", "a\\u202eb", "line\\nbreak", "\\u2066x"}
+    assert all(item.name.isprintable() and item.path.is_file() for item in source.items)
+    assert {item.name.rpartition("/")[2] for item in source.items} == {"\\x07\\u009b.png"}
+    write(folder / "1.png", seed=1)
+    (folder / "t.csv").write_text('path,label\n1.png,"\x1b[2Ja"\n2.png,b\n')
+    assert open_source("t.csv").classes == ("\\x1b[2Ja", "b")
+    (folder / "t.csv").write_text("path,\x1b[2Jlabel\n1.png,a\n")
+    assert refused("t.csv", "\\x1b[2Jlabel").isprintable()
+    (folder / "\x1b[2J").mkdir()
+    assert refused("\x1b[2J", "\\x1b[2J has no images").isprintable()
+
+
+names = st.text(st.sampled_from("a\\xn1b\x1b\n\u202e\x85\udc85u"), max_size=8)
+
+
+@given(names, names)
+def test_different_names_are_shown_differently(one, other):
+    assert (printable(one) == printable(other)) == (one == other)
+    assert printable(one).isprintable()
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../dog", "../../..", "/"])
+def test_a_link_that_leads_back_mislabels_nothing(folder, target):
+    make_folder(folder / "d", {"cat": 2, "dog": 3})
+    (folder / "d" / "cat" / "again").symlink_to(target)
+    source = open_source("d")
+    assert counts(source) == {(None, "cat"): 2, (None, "dog"): 3}
+    assert "1 link to folders that are looked at anyway was ignored: cat/again" in source.notes
+
+
+def test_a_link_to_a_class_is_no_class_and_two_to_one_store_count_once(folder):
+    make_folder(folder / "store", {"owl": 2})
+    make_folder(folder / "d", {"cat": 2, "dog": 3})
+    (folder / "d" / "a").symlink_to("cat")
+    (folder / "d" / "owl").symlink_to(folder / "store" / "owl")
+    (folder / "d" / "dog" / "owls").symlink_to(folder / "store")
+    source = open_source("d")
+    assert counts(source) == {(None, "cat"): 2, (None, "dog"): 3, (None, "owl"): 2}
+    assert "2 links to folders that are looked at anyway were ignored: a, dog/owls/owl" in source.notes
+    make_folder(folder / "s" / "train", {"cat": 2, "dog": 3})
+    (folder / "s" / "val").symlink_to("train")
+    refused("s", "s/val is a link to s/train", "remove the link")
+
+
+def test_splits_inside_the_classes_are_used(folder):
+    for name, word in (("china", "val"), ("flower", "Valid")):
+        make_folder(folder / "d" / name, {"train": 3, word: 2, "test": 1})
+        write(folder / "d" / name / "train" / "deep" / "x.png", seed=1)
+    (folder / "d" / "empty" / "train").mkdir(parents=True)
+    source = open_source("d")
+    per_class = {"train": 4, "val": 2, "test": 1}
+    assert counts(source) == {(split, name): n for split, n in per_class.items() for name in ("china", "flower")}
+    assert source.empty_classes == ("empty",)
+    assert [item.split for item in source.items] == ["train"] * 8 + ["val"] * 4 + ["test"] * 2
+    assert any(note.startswith("the folders test, train, val, Valid in every class were taken for splits") for note in source.notes)
+    write(folder / "d" / "owl" / "1.png", seed=1)
+    refused("d", "d/china holds splits (test, train, val) and d/owl does not", "d/china/train/1.jpg", "d/train/china/1.jpg")
+
+
+def test_sub_folders_that_are_taken_together_are_told(folder):
+    make_folder(folder / "d" / "animals", {"china": 1, "flower": 1, "tree": 1, "test": 1})
+    make_folder(folder / "d", {"plants": 2})
+    notes = open_source("d").notes
+    assert notes == ("images of 4 sub-folders of 'animals' were taken together: china, flower, test, ...",)
+    write(folder / "d" / "plants" / "more" / "1.png", seed=1)
+    assert open_source("d").notes == (
+        "images of sub-folders were taken together in 2 classes: 'animals' (china, flower, test, ...), 'plants' (more)",
+    )
+
+
+def test_a_folder_around_the_data_is_seen_through(folder):
+    make_folder(folder / "photos" / "dataset", {"cat": 2, "dog": 2})
+    refused("photos", "one class with images ('dataset')", "Did you mean photos/dataset?")
+    for split in ("train", "val"):
+        make_folder(folder / "deep" / "a" / "my_set" / split, {"cat": 2, "dog": 2})
+    refused("deep", "Did you mean deep/a/my_set?")
+    make_folder(folder / "one" / "cat", {"train": 2, "val": 2})
+    assert "Did you mean" not in refused("one", "one class with images ('cat')")
+
+
+def test_classes_called_train_and_test_are_told_what_they_were_taken_for(folder):
+    make_folder(folder / "d", {"bus": 2, "train": 2, "test": 2})
+    refused("d", "d/train has 2 images and no class folders", "If 'train' is a class and no split, rename its folder", "use a table")
+
+
+def test_classes_that_look_alike_are_named(folder):
+    make_folder(folder / "d" / "train", {"noise": 2, "cat": 2})
+    make_folder(folder / "d" / "val", {"Noise": 2, "cat": 2})
+    refused("d", "no training images of 'Noise'", "Is 'Noise' the same class as 'noise'? Then give both one name")
+    write(folder / "1.png", seed=1)
+    (folder / "t.csv").write_text("path,label\n1.png,CHINA\n2.png,china\n3.png,flower\n")
+    assert "differ only in case or blanks: 'CHINA' and 'china'. Are they one?" in open_source("t.csv").notes[0]
+
+
+def test_kinds_of_images_that_are_not_read_are_items_and_bad(folder):
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    for name in ("cat/1.heic", "cat/2.HEIC", "dog/1.heif"):
+        (folder / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "d" / name).write_bytes(heic)
+    (folder / "d" / "dog" / "notes.txt").write_text("notes")
+    assert len(open_source("d").items) == 3
+    with pytest.raises(FixInput, match=r"none of the 3 images in d can be used: cat/1.heic: HEIC cannot be read; convert to JPEG"):
+        prepare({**load_spec(None, (), {"data": "d"}).resolved(), "model": None})
+
+
+def test_tables_as_people_have_them(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    write(folder / "1.png", seed=1)
+
+    def table(text):
+        (folder / "t.csv").write_text(text)
+        return "t.csv"
+
+    long = ",".join(["x" * 200] * 30)
+    assert len(refused(table(f"{long}\n1.png\n"), "and 20 more", "x" * 77 + "...'")) < 1500
+    refused(table("path,label\nhttps://example.org/1.png,a\n"), "line 2: https://example.org/1.png is a URL", "download the images")
+    refused(table("path,label\nno/2.png,a\n3.png,b\n"), "none of the 2 files in t.csv", "no/2.png", f"own folder, {folder}")
+    source = open_source(table("img,species,fold\n1.png,a,0\n2.png,b,1\n"))
+    assert {item.split for item in source.items} == {None}
+    assert source.notes == ("the column 'fold' was ignored: it names no splits",)
+    source = open_source(table("img,breed,set\n1.png,a,0\n2.png,b,1\n"))
+    assert source.notes == ("the column 'set' was ignored: it has no word for a split, such as train",)
+    source = open_source(table("images,y,partition\n1.png,a,train\n2.png,b,train\n3.png,b,val\n"))
+    assert [item.split for item in source.items] == ["train", "train", "val"]
+    for values in ([{"bytes": b"1", "path": "1.png"}], [b"1"]):
+        parquet.write_table(pyarrow.table({"image": values, "label": [1]}), "t.parquet")
+        refused("t.parquet", "the column 'image' holds images themselves", "Hugging Face", "package.module:function")
