@@ -135,8 +135,10 @@ def ray(folder, threads, trials):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
 
     def objective(config):
+        best = float("inf")
         for loss in tuned_loop(threads)(trials[config["index"]]):
-            tune.report({"val_loss": loss})
+            best = min(best, loss)
+            tune.report({"val_loss": loss, "best": best})
 
     tuner = tune.Tuner(
         tune.with_resources(objective, {"cpu": 1}),
@@ -146,9 +148,11 @@ def ray(folder, threads, trials):
     )
     begun = time.monotonic()
     results = tuner.fit()
+    if results.errors:
+        raise results.errors[0]
     seconds = time.monotonic() - begun
     ordered = sorted(results, key=lambda r: r.config["index"])
-    return seconds, [r.metrics["time_total_s"] for r in ordered], [float(r.metrics_dataframe["val_loss"].min()) for r in ordered]
+    return seconds, [r.metrics["time_total_s"] for r in ordered], [r.metrics["best"] for r in ordered]
 
 
 def plain(folder, threads, trials):

@@ -104,6 +104,5 @@ def show(listed, found, noise) -> None:
         base = found[name][0]["values"]
         for label, values in (("hpsearch", ours[0]["values"]), ("tuned with another seed", noise["values"])):
             gaps = sorted(a - b for a, b in zip(values, base, strict=True))
-            print(
-                f"best val_loss, {label} minus tuned: median {statistics.median(gaps):+.3f}, {gaps[0]:+.3f} to {gaps[-1]:+.3f} nats, n={count}"
-            )
+            low, middle, high = gaps[0], statistics.median(gaps), gaps[-1]
+            print(f"best val_loss, {label} minus tuned: median {middle:+.3f}, {low:+.3f} to {high:+.3f} nats, n={count}")
