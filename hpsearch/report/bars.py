@@ -30,7 +30,7 @@ def class_counts(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
     rows = table if len(table) <= MOST_BARS else table.iloc[[*range(MOST_BARS // 2), *range(len(table) - MOST_BARS // 2, len(table))]]
     left = f"; the {MOST_BARS // 2} largest and smallest are drawn" if len(rows) < len(table) else ""
     pitch = 30 if len(rows) <= 12 else 21 if len(rows) <= 40 else 14  # pixels a class
-    n = f"n = {several(data.images(report), 'image')} in {len(table)} class{'' if len(table) == 1 else 'es'}"
+    n = f"n = {several(data.images(report), 'image')} in {len(table):,} class{'' if len(table) == 1 else 'es'}"
     drawn.update_layout(title={"subtitle": {"text": f"{n}, largest first{left}"}}, height=150 + pitch * len(rows))
     places = list(range(len(rows)))
     names = [escape(name, 60) for name in rows["class"]]
@@ -42,14 +42,14 @@ def class_counts(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
             orientation="h",
             name=escape(split, 24),
             marker={"color": SPLIT_COLOURS.get(split, OTHER_COLOUR), "line": {"width": 0}},
-            hovertemplate=f"%{{customdata}}<br>%{{x}} images<extra>{escape(split, 24)}</extra>",
+            hovertemplate=f"%{{customdata}}<br>%{{x:,}} images<extra>{escape(split, 24)}</extra>",
         )
     labels = {"tickmode": "array", "tickvals": places, "tickfont": {"size": 12 if pitch > 14 else 10.5}}
     drawn.update_layout(
         barmode="stack",
         legend={"traceorder": "normal"},
         bargap=0.25,
-        xaxis={"title": {"text": "images"}, "rangemode": "tozero", "showgrid": True},
+        xaxis={"title": {"text": "images"}, "rangemode": "tozero", "showgrid": True, "tickformat": ",~g"},
         yaxis=labels | {"ticktext": [escape(name, 28) for name in rows["class"]], "range": [len(rows) - 0.4, -0.6]},
         meta={"narrow": {"yaxis.ticktext": [escape(name, 14) for name in rows["class"]]}},
     )

@@ -33,6 +33,7 @@ LABELS = objective.LABELS | {
 
 RECIPE_KEYS = ("data", "data_root", "bad_files", "split", "model", "weights", "preprocess", "objective", "seed")
 YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # read as something else than text
+COUNTS = ("images", "parameters", "classes", "files", "labels checked")  # how facts that count something begin
 CLASS_SHARES = ("precision", "recall", "f1")
 CLASS_NOTE = "Lowest recall first: the share of a class's validation images that is found. Few images, little certainty."
 SHOWN: Mapping[str, Callable[[object], str]] = {
@@ -103,6 +104,8 @@ def cell(column: str, value: object) -> Cell:
         return Cell(shorten(str(value), 240), str(value), "error")
     if not isinstance(value, (int, float)):
         return Cell(shorten(str(value), 60), str(value))
+    if column == "number":
+        return Cell(str(value), float(value), "num")  # a name, not a count
     return Cell(SHOWN.get(column, number)(value), float(value), "num")
 
 
@@ -181,8 +184,15 @@ def yaml_word(value: object) -> str:
 
 def pairs(view: StudyView, title: str, name: str, frame: pd.DataFrame, key: str = "name") -> Grid:
     """A table of two columns: what, and its value."""
-    rows = tuple(("", (Cell(str(what), "", key), Cell(str(value), "", "wrap"))) for what, value in frame.itertuples(index=False))
+    rows = tuple(
+        ("", (Cell(str(what), "", key), Cell(counted(str(what), str(value)), "", "wrap"))) for what, value in frame.itertuples(index=False)
+    )
     return Grid(title, tuple((str(column), "text") for column in frame.columns), rows, *csv_link(view, name, frame))
+
+
+def counted(what: str, value: str) -> str:
+    """A value as a person reads it: numbers that count something have a comma at thousands."""
+    return f"{int(value):,}" if what.startswith(COUNTS) and re.fullmatch(r"[0-9]{4,15}", value) else value
 
 
 def per_class(view: StudyView) -> Grid:
@@ -190,7 +200,7 @@ def per_class(view: StudyView) -> Grid:
     frame, best = data.per_class(view), tables.best_trial(view)
     rows = []
     for name, images, *shares in frame.itertuples(index=False):
-        counted = Cell(NONE, "", "none") if images != images else Cell(f"{images:.0f}", images, "num")
+        counted = Cell(NONE, "", "none") if images != images else Cell(f"{images:,.0f}", images, "num")
         rows.append(
             ("", (Cell(shorten(name, 60), name, "wrap class"), counted, *(cell(k, v) for k, v in zip(CLASS_SHARES, shares, strict=True))))
         )

@@ -45,7 +45,8 @@ def class_counts(report: DataReport) -> pd.DataFrame:
 
 def split_column(split: str) -> str:
     """A split's column in the table of classes."""
-    return f"split.{split}" if split in ("class", "all", "share") else split
+    name = split.encode("utf-8", "backslashreplace").decode()  # pandas refuses half of a surrogate pair
+    return f"split.{name}" if name in ("class", "all", "share") else name
 
 
 def data_facts(report: DataReport) -> pd.DataFrame:
@@ -102,12 +103,13 @@ def data_verdict(report: DataReport) -> str:
 def data_cards(report: DataReport) -> list[Card]:
     """The key numbers of the check's page."""
     sizes = class_counts(report)["all"].tolist()
-    parts = ", ".join(f"{sum(report.counts[split])} {split}" for split in splits(report))
-    smallest = f"{min(sizes)} to {max(sizes)} images in each" if sizes else ""
+    parts = ", ".join(f"{sum(report.counts[split]):,} {split}" for split in splits(report))
+    few, many = (min(sizes), max(sizes)) if sizes else (0, 0)
+    each = f"{few:,} to {many:,} images in each" if few < many else f"{several(few, 'image')} in each" if sizes else ""
     found = [level for level in LEVELS if any(f.level == level for f in report.findings)]
     return [
-        Card("Images", str(images(report)), parts),
-        Card("Classes", str(len(report.classes)), smallest),
+        Card("Images", f"{images(report):,}", parts),
+        Card("Classes", f"{len(report.classes):,}", each),
         Card("Findings", levels(report, found[:1]) or "none", levels(report, found[1:])),
         Card("Left out", several(report.left_out, "file"), "not usable: see the findings" if report.left_out else "every file can be used"),
     ]

@@ -75,7 +75,7 @@ def scatter_fate(drawn: go.Figure, rows: pd.DataFrame, status: Status, goal: Obj
     """One trace of the trials that shared a fate."""
     if len(rows):
         hover = f"trial %{{x}}: %{{y:.4g}} {goal.unit}<extra>{FATES[status]}</extra>"
-        name = f"{FATES[status]} ({len(rows)})"
+        name = f"{FATES[status]} ({len(rows):,})"
         drawn.add_scatter(
             x=rows["trial"].tolist(),
             y=[goal.drawn(v) for v in rows[goal.name]],
@@ -97,7 +97,7 @@ def add_scoreless(drawn: go.Figure, rows: pd.DataFrame, goal: Objective) -> None
         y=[0.985] * len(rows),
         yaxis="y2",
         mode="markers",
-        name=f"failed ({len(rows)}, at the top)",
+        name=f"failed ({len(rows):,}, at the top)",
         marker=marker(Status.FAILED),
         customdata=reasons,
         hovertemplate=f"trial %{{x}}: no {goal.noun}<br>%{{customdata}}<extra></extra>",
@@ -148,7 +148,7 @@ def add_curves(drawn: go.Figure, rows: pd.DataFrame, status: Status, mode: str) 
             y=y,
             customdata=numbers,
             mode=mode,
-            name=f"{FATES[status]} ({len(groups)})",
+            name=f"{FATES[status]} ({len(groups):,})",
             opacity=0.65 if len(groups) <= 60 else 0.5,
             line={"color": COLOURS[status], "width": 1.3 if len(groups) <= 60 else 0.7},
             marker={"size": 4, "line": {"width": 0}},

@@ -74,7 +74,7 @@ def shown(finding: Finding) -> Found:
     """A finding with its first examples."""
     examples = tuple(map(example, finding.examples[:MOST_EXAMPLES]))
     most = max(finding.count, len(finding.examples))
-    left = f"{len(examples)} of {most} are shown." if 0 < len(examples) < most else ""
+    left = f"{len(examples)} of {most:,} {'is' if len(examples) == 1 else 'are'} shown." if 0 < len(examples) < most else ""
     return Found(finding.level, shorten(finding.kind, 60), shorten(finding.text, 600), finding.count, examples, left)
 
 
@@ -97,13 +97,15 @@ def classes(view: StudyView, report: DataReport) -> Grid:
     """Images of each class in each split, largest first."""
     frame = class_counts(report)
     rows = [
-        (Cell(shorten(name, 60), name, "wrap class"), *(Cell(str(n), n, "num") for n in rest))
+        (Cell(shorten(name, 60), name, "wrap class"), *(Cell(f"{n:,}", n, "num") for n in rest))
         for name, *rest in frame.iloc[:, :-1].itertuples(index=False)
     ]
     rows = [(*row, Cell(percent(share), share, "num")) for row, share in zip(rows, frame["share"], strict=True)]
     note = "Largest first."
     if len(rows) > MOST_CLASSES:
-        note = f"The {END} largest and the {END} smallest: {len(rows) - 2 * END} of {len(rows)} classes are not shown. The CSV holds all."
+        note = (
+            f"The {END} largest and the {END} smallest: {len(rows) - 2 * END:,} of {len(rows):,} classes are not shown. The CSV holds all."
+        )
         rows = rows[:END] + rows[-END:]
     heads = (("class", "text"), *((shorten(split, 24), "num") for split in splits(report)), ("all", "num"), ("share", "num"))
     return Grid("Classes and splits", heads, tuple(("", row) for row in rows), *csv_link(view, "classes", frame), sortable=True, note=note)

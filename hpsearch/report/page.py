@@ -23,7 +23,7 @@ from hpsearch.report.findings import Findings, data
 from hpsearch.report.objective import objective
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
 from hpsearch.report.tables import StudyView
-from hpsearch.report.words import Card, cards, shorten, verdict
+from hpsearch.report.words import Card, cards, several, shorten, verdict
 from hpsearch.resources import folder
 from hpsearch.types import DataReport
 from hpsearch.yamlfile import parse_yaml
@@ -66,6 +66,7 @@ class Header:
     verdict: str
     chips: Sequence[tuple[str, str]]
     cards: Sequence[Card]
+    refused: bool = False  # whether the verdict is bad news
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def write_page(view: StudyView, path: Path, page: str | Path = "study") -> Path:
 def write_data_page(report: DataReport, path: Path, generated: str = "") -> Path:
     """Write the page about checked data alone to `path`, whole or not at all; FixSetup when the file cannot be written."""
     view = StudyView(report.data, {}, {}, (), (), "", "", (), generated, report)
-    head = Header(shorten(report.data, 160), generated, data_verdict(report), (), data_cards(report))
+    head = Header(shorten(report.data, 160), generated, data_verdict(report), (), data_cards(report), bool(report.refused))
     return write(render(view, load_page("data"), head), path)
 
 
@@ -166,7 +167,12 @@ def chips(view: StudyView) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             value = value.get("name")
         if value is not None:
-            shown.append((key if key != "trials" else "budget", shorten(f"{value} trials" if key == "trials" else str(value), 80)))
+            shown.append(
+                (
+                    key if key != "trials" else "budget",
+                    shorten(several(value, "trial") if key == "trials" and isinstance(value, int) else str(value), 80),
+                )
+            )
     if not (goal := objective(view.spec)).is_loss:
         shown.insert(2, ("objective", goal.label))
     return shown

@@ -40,7 +40,7 @@ def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
     columns = {name: tables.parameter_column(name) for name in names}
     table = tables.trials(view)[["number", "status", *columns.values(), goal.name]]
     scored = table[table[goal.name].notna()]
-    count = f"n = {len(scored)} of {several(len(table), 'trial')} (those with a {goal.noun})"
+    count = f"n = {len(scored):,} of {several(len(table), 'trial')} (those with a {goal.noun})"
     drawn = figure("Slices of the space", f"{count}, one mark a trial; one seed")
     if not names or scored.empty:
         return nothing(
@@ -81,7 +81,7 @@ def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status,
         xaxis=f"x{panel}",
         yaxis=f"y{panel}",
         mode="markers",
-        name=f"{FATES[status]} ({len(rows)})",
+        name=f"{FATES[status]} ({len(rows):,})",
         legendgroup=str(status),
         showlegend=not known,
         marker=marker(status, size=7, opacity=0.75),

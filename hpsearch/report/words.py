@@ -35,11 +35,11 @@ class Card:
 
 
 def number(value: object) -> str:
-    """A hyperparameter or measurement: integers whole, floats with four digits, nothing as a dash."""
+    """A hyperparameter or measurement: integers whole with a comma at thousands, floats with four digits, nothing as a dash."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return NONE if value is None else str(value)
     if isinstance(value, int):
-        return str(value)
+        return f"{value:,}"
     return NONE if value != value else f"{value:.4g}"
 
 
@@ -73,7 +73,7 @@ def points(value: float) -> str:
 
 def several(n: int, what: str) -> str:
     """A count with its noun."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def duration(time: float) -> str:
@@ -88,12 +88,12 @@ def duration(time: float) -> str:
 
 def counts(numbers: Summary) -> str:
     """How many trials had each fate."""
-    return ", ".join(f"{numbers.counts[status]} {word}" for status, word in FATES.items() if numbers.counts[status]) or "none yet"
+    return ", ".join(f"{numbers.counts[status]:,} {word}" for status, word in FATES.items() if numbers.counts[status]) or "none yet"
 
 
 def on_images(numbers: Summary) -> str:
     """On what a loss or accuracy was measured."""
-    return f" on {numbers.val_images} validation images" if numbers.val_images else ""
+    return f" on {several(numbers.val_images, 'validation image')}" if numbers.val_images else ""
 
 
 def verdict(view: StudyView) -> str:
@@ -156,7 +156,7 @@ def cards(view: StudyView) -> list[Card]:
     s, goal = summary(view), objective(view.spec)
     planned = view.spec.get("trials")
     ended = len(view.records) - s.counts[Status.RUNNING] - s.counts[Status.WAITING]
-    shown = [Card("Trials", f"{ended} of {planned}" if isinstance(planned, int) and planned > ended else str(ended), counts(s))]
+    shown = [Card("Trials", f"{ended:,} of {planned:,}" if isinstance(planned, int) and planned > ended else f"{ended:,}", counts(s))]
     if s.best:
         where = f"trial {s.best.number}" + (f", epoch {s.best.best_epoch} of {len(s.best.curve)}" if s.best.best_epoch else "")
         shown.insert(0, Card(f"Best {goal.label}", score(goal, s.best.score), where))
@@ -171,7 +171,7 @@ def cards(view: StudyView) -> list[Card]:
 def interval(share: float, images: int) -> str:
     """How far so few images can be trusted."""
     low, high = wilson(share, images)
-    return f"95 % interval {100 * low:.1f} to {100 * high:.1f} % ({images} images)"
+    return f"95 % interval {100 * low:.1f} to {100 * high:.1f} % ({several(images, 'image')})"
 
 
 def accuracy_card(goal: Objective, s: Summary, best: TrialRecord) -> list[Card]:
@@ -186,10 +186,11 @@ def accuracy_card(goal: Objective, s: Summary, best: TrialRecord) -> list[Card]:
 
 
 def gain_card(goal: Objective, s: Summary, best: TrialRecord) -> list[Card]:
-    """The gain over the default recipe, with the scores that it comes from."""
+    """The gain over the default recipe in the unit of the objective, with the scores that it comes from."""
     if s.default is None or best is s.default or s.gain is None:
         return []
     before, after = score(goal, s.default.score, unit=False), score(goal, best.score)
-    gained = s.accuracy_gain if goal.is_loss else s.gain
-    value = f"{gained:+.1f} points" if gained is not None else f"{s.gain:.3f} nats"
-    return [Card("Gain over the default recipe", value, f"{'loss' if goal.is_loss else goal.label} {before} → {after}; one seed")]
+    value = f"{loss(s.gain)} nats" if goal.is_loss else f"{s.gain:+.1f} points"
+    also = goal.name != "accuracy" and s.accuracy_gain is not None
+    accuracy = f"; accuracy {s.accuracy_gain:+.1f} points" if also else ""
+    return [Card("Gain over the default recipe", value, f"{'loss' if goal.is_loss else goal.label} {before} → {after}{accuracy}; one seed")]

@@ -194,6 +194,30 @@ def test_the_page_of_a_hundred_classes(width: int, tmp_path: Path) -> None:
     assert seen["plots"]["plot-class_counts"]["marks"] > 0
 
 
+def test_on_a_phone_thumbnails_stand_two_in_a_row_wide_tables_fade_and_a_refusal_is_red(tmp_path: Path) -> None:
+    refused, page = data_report(), write_data_page(data_report(), tmp_path / "check.html")
+    assert refused.refused
+    script = """<script>addEventListener("load", () => setTimeout(() => {
+      const tops = [...document.querySelectorAll(".examples")].map((list) => [...list.children].map((item) => item.offsetTop));
+      const seen = {tops, pairs: [...document.querySelectorAll(".examples li:has(figure + figure)")].map((item) => item.offsetWidth),
+        fades: [...document.querySelectorAll(".wide")].map((wide) => [wide.classList.contains("more-right"),
+          wide.firstElementChild.scrollWidth > wide.firstElementChild.clientWidth + 1]),
+        bar: getComputedStyle(document.querySelector(".verdict")).borderLeftColor};
+      document.body.insertAdjacentHTML("beforeend", "<pre id=seen>" + JSON.stringify(seen) + "</pre>");
+    }, 800))</script>"""
+    nonce = re.search(r'script nonce="([^"]+)"', page.read_text())
+    assert nonce is not None
+    page.write_text(page.read_text().replace("</body>", script.replace("<script>", f'<script nonce="{nonce[1]}">') + "</body>"))
+    dom, _ = chromium(tmp_path, page, (390, 3000), "--dump-dom")
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert found is not None
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["bar"] == "rgb(198, 40, 40)"
+    assert all(shows == wide for shows, wide in seen["fades"])
+    assert any(tops[0] == tops[1] for tops in seen["tops"] if len(tops) > 1)
+    assert all(width > 250 for width in seen["pairs"])
+
+
 def test_hostile_data_does_nothing(tmp_path: Path) -> None:
     seen = look(tmp_path, write_data_page(hostile_data(), tmp_path / "check.html"), 390, 6000, shot="data-hostile", dark=True)
     assert seen["wide"] <= 390

@@ -183,7 +183,7 @@ def test_classes_are_bars_with_their_own_labels_largest_at_the_top(n: int) -> No
     assert table["all"].is_monotonic_decreasing
     assert len(table) == n
     assert figure.layout.height >= 14 * bars
-    assert f"n = {sum(map(sum, report.counts.values()))} images in {n} classes" in figure.layout.title.subtitle.text
+    assert f"n = {sum(map(sum, report.counts.values())):,} images in {n} classes" in figure.layout.title.subtitle.text
 
 
 def test_every_mark_has_a_shade_for_dark_paper_and_stands_out_on_its_paper() -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 from report_samples import PETS, data_report, lifelike, record, scored, view
 
-from hpsearch.report import data, tables
-from hpsearch.report.blocks import per_class
+from hpsearch.report import data, findings, tables
+from hpsearch.report.blocks import facts, per_class
 
 
 def test_class_counts_are_largest_first_with_their_share() -> None:
@@ -37,6 +37,25 @@ def test_data_cards() -> None:
     assert shown["Classes"].value == "8"
     assert (shown["Findings"].value, shown["Findings"].note) == ("1 error", "2 warnings, 1 note")
     assert shown["Left out"].value == "2 files"
+
+
+@pytest.mark.parametrize(
+    ("counts", "each"), [((12, 12), "12 images in each"), ((1, 1), "1 image in each"), ((12, 1797), "12 to 1,797 images in each")]
+)
+def test_sizes_of_classes_are_said_once_and_with_commas(counts: tuple[int, int], each: str) -> None:
+    report = data_report(("a", "b"), counts={"train": counts})
+    shown = {card.label: card for card in data.data_cards(report)}
+    assert shown["Classes"].note == each
+    assert shown["Images"].value == f"{sum(counts):,}"
+    (grid,) = (block for block in findings.data(view(data=report)) if block.kind == "table" and block.sortable)
+    assert grid.rows[0][1][1].text == f"{max(counts):,}"
+
+
+def test_facts_that_count_have_commas_and_names_do_not() -> None:
+    shown = {
+        cells[0].text: cells[1].text for _, cells in facts(view(facts={"images": {"test": 1297}, "seed": 2026, "digest": "12345678"})).rows
+    }
+    assert shown == {"images.test": "1,297", "seed": "2026", "digest": "12345678"}
 
 
 SCORES = {"images": [5.0, 0.0, 9.0, 7.0], "precision": [0.5, 0.0, 1.0, 0.9], "recall": [0.9, math.nan, 0.2, 0.4], "f1": [0.6, 0.0, 0.3]}

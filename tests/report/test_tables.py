@@ -55,7 +55,14 @@ def test_summary_against_numbers_made_by_hand() -> None:
     assert (numbers.best.number, numbers.default.number) == (1, 0)
     assert numbers.gain == pytest.approx(0.2)
     assert numbers.accuracy_gain == pytest.approx(5.0)
-    assert numbers.counts == {Status.COMPLETE: 2, Status.PRUNED: 1, Status.FAILED: 0, Status.RUNNING: 0, Status.WAITING: 0}
+    assert numbers.counts == {
+        Status.COMPLETE: 2,
+        Status.PRUNED: 1,
+        Status.FAILED: 0,
+        Status.RUNNING: 0,
+        Status.WAITING: 0,
+        Status.PAUSED: 0,
+    }
     assert numbers.seconds == pytest.approx(0.3 + 0.2 + 3.0)
     assert numbers.saved == pytest.approx((8 - 2) * 3.0 / 2)
     assert numbers.val_images == 400

@@ -51,7 +51,8 @@ def test_cards_hold_the_key_numbers() -> None:
     shown = {card.label: card for card in words.cards(study)}
     assert shown["Best validation loss"].value == "0.400 nats"
     assert shown["Best validation loss"].note == "trial 1, epoch 2 of 2"
-    assert shown["Gain over the default recipe"].value == "+10.0 points"
+    gain = shown["Gain over the default recipe"]
+    assert (gain.value, gain.note) == ("0.100 nats", "loss 0.500 → 0.400 nats; accuracy +10.0 points; one seed")
     assert shown["Trials"].value == "3 of 50"
     assert "estimate" in shown["Saved by pruning"].note
 
