@@ -12,7 +12,6 @@ features   the same with activations of frozen blocks kept
 hpsearch   everything: two workers, storage, MLflow, report
 """
 
-import dataclasses
 import json
 import os
 import resource
@@ -231,7 +230,6 @@ def start(models, params, batches):
     from hpsearch.finetune.optim import warmup_cosine
 
     model = models.build("glyphnet", 10, "DEFAULT", 0).model
-    model.cuts = dataclasses.replace(model.cuts, calm_runs=model.cuts.runs)  # nobody folds BatchNorm by hand
     model.dropout.rate = torch.tensor(params["dropout"])
     k, epochs = int(params["frozen_layers"]), int(params["epochs"])
     optimiser = torch.optim.AdamW(model.freeze(k), lr=params["learning_rate"], weight_decay=params["weight_decay"], fused=True)

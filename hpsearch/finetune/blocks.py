@@ -48,7 +48,6 @@ class FineTuneModel(nn.Module):
         self.cuts = found
         self.blocks: tuple[Block, ...] = found.blocks
         self.reason = reason
-        self.calm = 0  # blocks before this one are in eval mode
         saved = net.state_dict().keys()
         self.loose = {name: buffer.clone() for name, buffer in net.named_buffers() if name not in saved}  # not in its state
         if not self.cacheable:
@@ -66,26 +65,18 @@ class FineTuneModel(nn.Module):
 
     def prefix(self, x: Tensor, k: int) -> Tensor:
         """Through the first k blocks: (N, C, H, W) in, the activation at the cut out, images first; x itself without cuts."""
-        return self.through(x, range(min(k, len(self.cuts.runs))))
-
-    def through(self, x: Tensor, blocks: range) -> Tensor:
-        """Through some blocks in order, each in its mode."""
-        for i in blocks:
-            x = (self.cuts.calm_runs if i < self.calm else self.cuts.runs)[i](self.net, x)
+        for run in self.cuts.runs[:k]:
+            x = run(self.net, x)
         return x
-
-    def train(self, mode: bool = True) -> FineTuneModel:
-        """Everything in training mode, or in eval mode."""
-        self.calm = 0 if mode else len(self.blocks)
-        super().train(mode)
-        return self
 
     def suffix(self, x: Tensor, k: int) -> Tensor:
         """From the activation at the cut, which is not changed, to logits (N, K)."""
         if self.cuts.tail is None:
             logits: Tensor = self.net(x)
             return logits
-        return self.cuts.tail(self.net, self.dropout(self.through(x, range(k, len(self.blocks)))))
+        for run in self.cuts.runs[k:]:
+            x = run(self.net, x)
+        return self.cuts.tail(self.net, self.dropout(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to logits (N, K)."""
@@ -115,7 +106,7 @@ class FineTuneModel(nn.Module):
         network never uses is frozen for good.
         """
         self.dropout.train()
-        self.training, self.calm = True, k
+        self.training = True
         for name, module in self.net.named_modules():
             module.training = self.cuts.modules.get(name, -1) >= k
         for name, p in self.net.named_parameters():
@@ -144,15 +135,12 @@ def restore(net: nn.Module, state: Mapping[str, Tensor]) -> None:
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Everything in eval mode for a while."""
     before = [(m, m.training) for m in module.modules()]
-    calm = module.calm if isinstance(module, FineTuneModel) else 0
     module.eval()
     try:
         yield
     finally:
         for m, training in before:
             m.training = training
-        if isinstance(module, FineTuneModel):
-            module.calm = calm
 
 
 def flat(x: Tensor) -> Tensor:

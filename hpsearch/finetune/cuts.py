@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 Run = Callable[[nn.Module, Tensor], Tensor]  # (network, activation at the cut) -> activation at the next cut
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -40,7 +38,6 @@ class Cuts:
     tensors: dict[str, int]  # by name in net.state_dict(); those that are never used are absent
     modules: dict[str, int]  # by name in net.named_modules(); a composite belongs to its last block
     runs: tuple[Run, ...] = ()  # one a block; empty when the network could not be traced
-    calm_runs: tuple[Run, ...] = ()  # the same for blocks in eval mode: BatchNorm folded into the convolution before it
     tail: Run | None = None  # from the input of the head to the output
     before: str = ""  # name of the dropout that acts on the input of the head, if there is one
 
@@ -283,14 +280,12 @@ def assemble(net: nn.Module, groups: list[list[Segment]], closing: Segment, head
     outs = [members[-1].out for members in groups]
     sizes = [count(state[n] for s in members for n in s.owned if isinstance(state[n], nn.Parameter)) for members in groups]
     names = [("stem: " if i == 0 else "") + title(i, groups[i], tensors) for i in range(len(groups))]
-    spans = list(zip(parts, [entry, *outs], outs, strict=False))
     return Cuts(
         blocks=tuple(map(Block, names, sizes)),
         head=str(head.target),
         tensors=tensors,
         modules=place_modules(net, [*parts, closing.nodes]),
-        runs=tuple(compile_part(net, *span) for span in spans),
-        calm_runs=tuple(compile_part(net, *span, calm=True) for span in spans),
+        runs=tuple(compile_part(net, part, start, out) for part, start, out in zip(parts, [entry, *outs], outs, strict=False)),
         tail=compile_part(net, closing.nodes, outs[-1] if outs else entry, closing.out),
         before=dropout_before(head, net),
     )
@@ -320,8 +315,8 @@ def place_modules(net: nn.Module, parts: list[list[fx.Node]]) -> dict[str, int]:
     return place
 
 
-def compile_part(net: nn.Module, nodes: list[fx.Node], start: fx.Node, out: fx.Node, calm: bool = False) -> Run:
-    """A function of (network, activation at `start`) that runs `nodes` and returns the value of `out`; `calm`: in eval mode only."""
+def compile_part(net: nn.Module, nodes: list[fx.Node], start: fx.Node, out: fx.Node) -> Run:
+    """A function of (network, activation at `start`) that runs `nodes` and returns the value of `out`."""
     graph = fx.Graph()
     made = {start: graph.placeholder("x")}
     if any(writes(user, net) and user.args[:1] == (start,) for user in nodes):
@@ -332,42 +327,14 @@ def compile_part(net: nn.Module, nodes: list[fx.Node], start: fx.Node, out: fx.N
             made[node] = graph.node_copy(node)
         return made[node]
 
-    pairs = {bn: conv for conv in nodes if calm and (bn := norm_after(conv, net)) in nodes}
     for node in nodes:
-        if node in pairs.values():
-            continue
-        if node in pairs:
-            conv = pairs[node]
-            layers = (graph.get_attr(str(conv.target)), graph.get_attr(str(node.target)))
-            made[node] = graph.call_function(conv_and_norm, (*layers, copy(conv.all_input_nodes[0])))
-        else:
-            made[node] = graph.node_copy(node, copy)
+        made[node] = graph.node_copy(node, copy)
     graph.output(made[out])
     code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, f"<block up to {out.name}>", "exec"), namespace)
     run: Run = namespace["forward"]
     return run
-
-
-def norm_after(node: fx.Node, net: nn.Module) -> fx.Node | None:
-    """The BatchNorm that alone reads the output of a convolution, if `node` is one."""
-    if node.op != "call_module" or len(node.users) != 1 or type(net.get_submodule(str(node.target))) is not nn.Conv2d:
-        return None
-    user = next(iter(node.users))
-    norm = net.get_submodule(str(user.target)) if user.op == "call_module" else None
-    folds = type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.affine
-    return user if folds and net.get_submodule(str(node.target)).padding_mode == "zeros" else None
-
-
-def conv_and_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Convolution and BatchNorm in eval mode as one convolution (Jacob et al., 2018): one pass over the activations instead of two."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, norm.bias + shift * scale, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def writes(node: fx.Node, net: nn.Module) -> bool:
