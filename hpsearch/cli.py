@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ from hpsearch.errors import FixSetup, HpsearchError, exit_code
 
 if TYPE_CHECKING:
     from hpsearch.actions import Place, Summary
+    from hpsearch.types import TrialRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -250,8 +251,20 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
     for key, value in record.params.items():
         click.echo(f"  {key}: {value}")
+    for line in class_lines(record, found.facts.get("classes", ())):
+        click.echo(line)
     if record.checkpoint and Path(record.checkpoint).exists():
         click.echo(f"weights: {record.checkpoint}")
+
+
+def class_lines(record: TrialRecord, classes: Sequence[str]) -> list[str]:
+    """Each class as the trial sees it, lowest recall first; of many classes, the twenty that it finds worst."""
+    if not record.per_class:
+        return []
+    rows = sorted(zip(classes, *record.per_class.values(), strict=False), key=lambda row: row[3])
+    lines = [f"{'class':<30} {'images':>7} {'precision':>10} {'recall':>7} {'f1':>7}"]
+    lines += [f"{name[:30]:<30} {n:>7.0f} {100 * p:>8.1f} % {100 * r:>5.1f} % {100 * f:>5.1f} %" for name, n, p, r, f in rows[:20]]
+    return lines + ([f"... and {len(rows) - 20} classes with a higher recall"] if len(rows) > 20 else [])
 
 
 @main.command()

@@ -223,7 +223,7 @@ class LiveTable:
             head.append(f"  {board.sampler}", style="not bold dim")
         parts: list[Any] = [head]
         if board.facts:
-            parts.append(Text(task(board.facts), style="dim", overflow="ellipsis", no_wrap=True))
+            parts.append(Text(task(board.facts), style="dim"))
         if board.running or board.ended:
             parts.append(self.table())
         if board.best is not None:

@@ -45,6 +45,11 @@ def test_a_folder_of_images_is_searched_end_to_end(done):
     shown = json.loads(hpsearch(folder, "best", "folder-tpe", "--json").stdout)
     assert shown["score"] == shown["metrics"]["balanced_accuracy"] == study.best_value
     assert [len(column) for column in shown["per_class"].values()] == [10] * 4
+    printed = hpsearch(folder, "best", "folder-tpe").stdout.splitlines()
+    table = [line.split() for line in printed[printed.index(next(line for line in printed if line.startswith("class"))) + 1 :][:10]]
+    assert {row[0] for row in table} == set("0123456789")
+    assert [float(row[4]) for row in table] == sorted(float(row[4]) for row in table)  # recall
+    assert all(len(line) <= 80 or str(folder) in line for line in printed)
     page = (folder / "hpsearch-runs" / "folder-tpe" / "report.html").read_text()
     assert "What the check found" in page
     assert "data:image/png;base64," in page
