@@ -63,9 +63,9 @@ class FineTuneModel(nn.Module):
         """The new last layer, inside `net`."""
         return self.net.get_submodule(self.cuts.head)
 
-    def prefix(self, x: Tensor, k: int) -> Tensor:
-        """Through the first k blocks: (N, C, H, W) in, the activation at the cut out, images first; x itself without cuts."""
-        for run in self.cuts.runs[:k]:
+    def prefix(self, x: Tensor, k: int, start: int = 0) -> Tensor:
+        """From the activation behind `start` blocks, the image (N, C, H, W) for 0, to that behind k, images first; x without cuts."""
+        for run in self.cuts.runs[start:k]:
             x = run(self.net, x)
         return x
 

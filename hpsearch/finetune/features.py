@@ -5,6 +5,7 @@ Notation: n images of a split, k frozen blocks. Frozen blocks never change, so a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,39 +58,49 @@ class Features:
         """
         k = k if self.model.cacheable else 0
         if k not in self.sizes:
-            one = self.compute(self.splits["train"], torch.zeros(1, dtype=torch.int64), k)
+            one = self.compute("train", torch.zeros(1, dtype=torch.int64), k)
             self.sizes[k] = one.nbytes * sum(map(len, self.splits.values()))
         if k in self.kept:
             self.kept[k] = self.kept.pop(k)
         elif self.sizes[k] <= self.budget:
             while self.kept and self.sizes[k] + sum(map(self.sizes.__getitem__, self.kept)) > self.budget:
                 del self.kept[next(iter(self.kept))]
-            while (kept := attempt(lambda: {name: self.whole(split, k) for name, split in self.splits.items()})) is None:
+            while (kept := attempt(lambda: {name: self.whole(name, k) for name in self.splits})) is None:
                 self.halve()
             self.kept[k] = kept
         else:
-            return {name: self.passing(split, k) for name, split in self.splits.items()}
+            return {name: Reader(functools.partial(self.compute, name, k=k), len(split), False) for name, split in self.splits.items()}
         return {name: Reader(tensor.__getitem__, len(tensor), True) for name, tensor in self.kept[k].items()}
 
-    def compute(self, split: Split, positions: Tensor, k: int) -> Tensor:
-        """Activations of some images of a split, on the device."""
-        pixels = split.pixels(positions.to(split.rows.device)).to(self.device, non_blocking=True)
+    def compute(self, name: str, positions: Tensor, k: int) -> Tensor:
+        """Activations of some images of a split, on the device, from the pixels."""
+        split = self.splits[name]
         with torch.no_grad():
+            pixels = split.pixels(positions.to(split.rows.device)).to(self.device, non_blocking=True)
             x = normalise(pixels, self.pre.mean, self.pre.std).contiguous(memory_format=torch.channels_last)
             return self.model.prefix(x, k)
 
-    def whole(self, split: Split, k: int) -> Tensor:
-        """Activations of a whole split, in batches; filled in place, since joining them would take their room twice."""
-        first = self.compute(split, torch.zeros(1, dtype=torch.int64), k)
-        form = torch.channels_last if first.ndim == 4 else torch.contiguous_format
-        out = torch.empty((len(split), *first.shape[1:]), dtype=first.dtype, device=self.device).to(memory_format=form)
-        for positions in torch.arange(len(split)).split(self.batch):
-            out[positions[0] : positions[-1] + 1] = self.compute(split, positions, k)
-        return out
+    def whole(self, name: str, k: int) -> Tensor:
+        """Activations of a whole split, in batches; filled in place, since joining them would take their room twice.
 
-    def passing(self, split: Split, k: int) -> Reader:
-        """A reader that computes what it is asked for."""
-        return Reader(lambda positions: self.compute(split, positions, k), len(split), False)
+        From the deepest cut before k that is kept, else from the pixels. The numbers are the same, since what is kept was
+        computed in the same batches.
+        """
+        start = max((cut for cut in self.kept if cut < k), default=None)
+
+        def part(positions: Tensor) -> Tensor:
+            if start is None:
+                return self.compute(name, positions, k)
+            with torch.no_grad():
+                return self.model.prefix(self.kept[start][name][positions.to(self.device)], k, start)
+
+        count = len(self.splits[name])
+        first = part(torch.zeros(1, dtype=torch.int64), k)
+        form = torch.channels_last if first.ndim == 4 else torch.contiguous_format
+        out = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=self.device).to(memory_format=form)
+        for positions in torch.arange(count).split(self.batch):
+            out[positions[0] : positions[-1] + 1] = part(positions)
+        return out
 
     def halve(self) -> None:
         """Evaluate smaller batches from now on: memory ran out. Raises RuntimeError when a single image was too much."""

@@ -62,6 +62,22 @@ def test_kept_activations_train_exactly_as_computing_them_each_step(kernel, k, t
         assert a.val_loss == pytest.approx(b.val_loss, rel=1e-4)
 
 
+def test_a_deeper_cut_computed_from_a_shallower_one_is_the_same_to_the_last_bit(tmp_path):
+    """So that a trial does not depend on which trials this worker has seen before."""
+    for values in ({}, {"model": "shufflenet_v2_x0_5", "weights": "none", "preprocess": {"size": 32}}):
+        cold, warm = make(tmp_path, **values).resident(), make(tmp_path, **values).resident()
+        for k in (1, 3, 6):
+            warm.model.freeze(k)
+            found = warm.features.at(k)
+            cold.features.kept.clear()
+            cold.model.freeze(k)
+            expected = cold.features.at(k)
+            for name in ("train", "val"):
+                every = torch.arange(found[name].images)
+                assert torch.equal(found[name].read(every), expected[name].read(every)), (values, k, name)
+        assert list(warm.features.kept) == [1, 3, 6]
+
+
 def test_activations_that_do_not_fit_together_take_turns(tmp_path):
     kernel = make(tmp_path)
     r = kernel.resident()
