@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise FixInput(f"no study file '{path}'; `hpsearch run` without a file runs the embedded default") from None
     except IsADirectoryError:
-        raise FixInput(f"{path} is a folder, not a study file. Is it a folder of images? Use --data {path}") from None
+        raise FixInput(f"{path} is a folder, not a study file. Is it a folder of images? Use --data {shlex.quote(str(path))}") from None
     except UnicodeDecodeError:
         raise FixInput(f"{path} is not a text file in UTF-8") from None
     except OSError as error:

@@ -68,7 +68,7 @@ BAD_ARGUMENTS = [
     (["run", "--set", "trials=yes"], "trials: must be a number, got true"),
     (["run", "nothing.yaml"], "no study file 'nothing.yaml'; `hpsearch run` without a file runs the embedded default"),
     (["run", "digitz"], "no study file 'digitz'"),
-    (["run", "."], "cannot be read: Is a directory"),
+    (["run", "."], "is a folder, not a study file"),
     (["run", "--storage", ":memory:"], "in memory would be lost at the end; name a file"),
     (["run", "--storage", "sqlite://"], "in memory would be lost at the end; name a file"),
     (["run", "--storage", "://"], "--storage is not a storage URL; use a file name"),

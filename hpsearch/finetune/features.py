@@ -95,7 +95,7 @@ class Features:
                 return self.model.prefix(self.kept[start][name][positions.to(self.device)], k, start)
 
         count = len(self.splits[name])
-        first = part(torch.zeros(1, dtype=torch.int64), k)
+        first = part(torch.zeros(1, dtype=torch.int64))
         form = torch.channels_last if first.ndim == 4 else torch.contiguous_format
         out = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=self.device).to(memory_format=form)
         for positions in torch.arange(count).split(self.batch):
