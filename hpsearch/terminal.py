@@ -124,7 +124,8 @@ class Board:
 
 def score(record: TrialRecord) -> str:
     """A trial's result on a line: the objective first, then validation loss and accuracy where they are not it."""
-    known = {"val_loss": record.val_loss, **{key: record.metrics.get(key) for key in ("accuracy", "f1")}}
+    beside = ("accuracy", "f1") if record.objective == "val_loss" else ("accuracy",)
+    known = {"val_loss": record.val_loss, **{key: record.metrics.get(key) for key in beside}}
     shown = {record.objective: record.score, **known}
     return "  ".join(f"{key} {shown_value(key, value)}" for key, value in shown.items() if value is not None)
 
