@@ -202,10 +202,10 @@ def list_(storage: str | None, as_json: bool) -> None:
         return
     from hpsearch.terminal import shown_value
 
-    click.echo(f"{'study':<32} {'trials':>7} {'complete':>9}  {'best':<26}  sampler")
+    click.echo(f"{'study':<28} {'trials':>6} {'complete':>8}  {'best':<24}  sampler")
     for row in rows:
         best = f"{row['objective']} {shown_value(row['objective'], row['best_score'])}" if row["best_score"] is not None else "-"
-        click.echo(f"{row['study']:<32} {row['trials']:>7} {row['complete']:>9}  {best:<26}  {row['sampler'] or '-'}")
+        click.echo(f"{row['study']:<28} {row['trials']:>6} {row['complete']:>8}  {best:<24}  {row['sampler'] or '-'}")
 
 
 @main.command()

@@ -27,6 +27,17 @@ def ignore_signals() -> None:
     """For helper processes: a signal to the whole group is the orchestrator's to answer."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Start processes here: signals wait until the new process has come to `ignore_signals`, however early they are sent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usable_cores() -> int:
@@ -96,7 +107,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
 
     Yields the question the loop asks: the signal's number, or None. A second signal raises where the loop asks, and
     only when it is not asking, in the handler: what a handler raises inside a destructor is lost. Signals ignored before
-    (nohup) stay ignored.
+    (nohup) stay ignored; after a signal all are, since the process is about to end and its exit code is the first one's.
     """
     seen: list[tuple[int, float]] = []
     asked = -math.inf
@@ -131,4 +142,4 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
         yield question
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if seen else handler)

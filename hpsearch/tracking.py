@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch import __version__
 from hpsearch.errors import FixInput
-from hpsearch.machine import ignore_signals
+from hpsearch.machine import ignore_signals, shielded
 from hpsearch.types import (
     EpochDone,
     Event,
@@ -81,7 +81,8 @@ class MlflowTracker:
         self.process = context.Process(
             target=serve, args=(self.events, self.answers, uri, str(folder)), name="hpsearch-mlflow", daemon=True
         )
-        self.process.start()
+        with shielded():
+            self.process.start()
         self.problem: str | None = None
 
     def record(self, event: Event) -> None:

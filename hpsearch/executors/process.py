@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from hpsearch.errors import FixSetup
 from hpsearch.executors.aside import call, launch
 from hpsearch.executors.worker import KernelRef, drive, failures, ready, wants_answer
-from hpsearch.machine import ignore_signals
+from hpsearch.machine import ignore_signals, shielded
 from hpsearch.types import Job, Message, Outcome, Say
 
 
@@ -62,7 +62,9 @@ class ProcessExecutor:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
-        forkserver.ensure_running()  # returns at once; it imports while the caller goes on
+        resource_tracker.ensure_running()  # it would lift the shield: it guards itself
+        with shielded():
+            forkserver.ensure_running()  # returns at once; it imports while the caller goes on
         self.seats: list[Seat] = []
 
     def start(self) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ def no_network(monkeypatch):
     """Whatever wants to download is refused at once."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made by an earlier test, it would not look at the proxies again
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
