@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpsearch.cli import main
-from hpsearch.search.searcher import open_study
+from hpsearch.search.records import open_study
 from hpsearch.search.store import open_storage, storage_url
 from hpsearch.spec import parse_spec
 

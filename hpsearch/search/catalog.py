@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpsearch.errors import NotFound, nearest
-from hpsearch.search.searcher import RECORD, record_of
+from hpsearch.search.records import RECORD, record_of
 from hpsearch.types import TrialRecord
 
 

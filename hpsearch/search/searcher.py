@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import random
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsearch.errors import ChooseAnotherName
 from hpsearch.search import rows
+from hpsearch.search.records import RECORD, direction_of, extras, open_study, point_key, record_of, running
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
 from hpsearch.search.store import Writer
 from hpsearch.seeds import seed_for
 from hpsearch.space import default_params, grid_points
-from hpsearch.spec import SESSION, StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
+from hpsearch.spec import StudySpec
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Progress, Status, Trial, TrialRecord
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
-RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
-STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
-STATUSES = {v: k for k, v in STATES.items()} | {TrialState.RUNNING: Status.RUNNING, TrialState.WAITING: Status.WAITING}
 
 
 class OptunaSearcher:
@@ -334,123 +327,3 @@ class OptunaSearcher:
         """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""
         if number in self.ids:
             rows.requeue(self.storage, self.ids[number])
-
-
-# ---------------------------------------------------------------- the study's row
-
-
-def open_study(storage: RDBStorage, spec: StudySpec) -> int:
-    """The study's id in the storage, creating it; ChooseAnotherName when one of that name is another study."""
-    name = spec.study_name()
-    try:
-        study_id = storage.get_study_id_from_name(name)
-        if not storage.get_n_trials(study_id) and storage.get_study_directions(study_id) != [direction_of(spec.objective)]:
-            storage.delete_study(study_id)  # made by a command that failed before its first trial, with another objective
-            raise KeyError
-    except KeyError:
-        study_id = storage.create_new_study([direction_of(spec.objective)], name)
-        storage.set_study_user_attr(study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest()})
-        return study_id
-    stored = storage.get_study_user_attrs(study_id).get(RECORD)
-    if not storage.get_n_trials(study_id):  # made by a command that failed before its first trial: nothing to mix up
-        stored = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}
-    elif stored is None:
-        raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
-    changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in SESSION})
-    if changes:
-        listed = "\n".join(f"  {line}" for line in changes)
-        raise ChooseAnotherName(
-            f"the study '{name}' exists and differs in what makes its trials comparable:\n{listed}\n"
-            "choose another --name, or repeat the command as it was to continue that study"
-        )
-    storage.set_study_user_attr(study_id, RECORD, stored | {"spec": spec.resolved(), "digest": spec.digest()})
-    return study_id
-
-
-def direction_of(objective: str) -> StudyDirection:
-    """Which way Optuna is to go."""
-    return StudyDirection.MINIMIZE if OBJECTIVES[objective] > 0 else StudyDirection.MAXIMIZE
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """Lines "key: old -> new" for every leaf in which two resolved studies differ."""
-    lines: list[str] = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{where}{key}.")
-        elif a != b:
-            lines.append(f"{where}{key}: {a} -> {b}")
-    return lines
-
-
-# ---------------------------------------------------------------- rows
-
-
-def point_key(params: Params) -> tuple[tuple[str, object], ...]:
-    """A configuration as something hashable."""
-    return tuple(sorted(params.items()))
-
-
-def running(params: Params, dists: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    """A template for a trial that begins now."""
-    return FrozenTrial(
-        number=-1,  # the storage gives number and id
-        trial_id=-1,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=datetime.now(),
-        datetime_complete=None,
-        params=dict(params),
-        distributions=dict(dists),
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-    )
-
-
-def extras(record: TrialRecord) -> dict[str, Any]:
-    """What of a record Optuna has no column for, JSON-able."""
-    return {
-        "status": record.status.value,
-        "val_loss": record.val_loss,
-        "origin": record.origin,
-        "attempt": record.attempt,
-        "best_epoch": record.best_epoch,
-        "seconds": record.seconds,
-        "started": record.started,
-        "ended": record.ended,
-        "metrics": dict(record.metrics),
-        "effective": dict(record.effective),
-        "curve": list(record.curve),
-        "checkpoint": record.checkpoint,
-        "error": record.error,
-        "per_class": dict(record.per_class),
-        "state": record.state,
-    }
-
-
-def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
-    """A stored trial as a record."""
-    more: dict[str, Any] = trial.user_attrs.get(RECORD, {})
-    blank = TrialRecord(
-        number=trial.number,
-        status=STATUSES[trial.state],
-        params={**fixed, **trial.params},
-        origin="sampled",
-        attempt=1,
-        val_loss=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
-        best_epoch=None,
-        seconds=0.0,
-        started=trial.datetime_start.astimezone(UTC).timestamp() if trial.datetime_start else None,
-        ended=None,
-        metrics={},
-        effective={},
-        curve=(),
-        checkpoint=None,
-        error=None,
-        objective=objective,
-    )
-    record = replace(blank, **{k: v for k, v in more.items() if k != "status"})
-    paused = more.get("status") == Status.PAUSED and not trial.state.is_finished()
-    return replace(record, status=Status.PAUSED) if paused else record
