@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is sent
+EXIT_SECONDS = 3.0  # how long a mirror that has answered may take to end
 DRAIN_SECONDS = 120.0  # how long the end of a study waits for what is still queued
 BATCH = 900  # metrics in one request; MLflow takes 1000
 STATUS = {Status.COMPLETE: "FINISHED", Status.PRUNED: "KILLED", Status.FAILED: "FAILED"}  # as MLflow's own Optuna storage has it
@@ -101,6 +102,7 @@ class MlflowTracker:
                     self.problem = "its process died"
                 elif time.monotonic() > give_up:
                     self.problem = f"MLflow did not take everything within {DRAIN_SECONDS:.0f} s"
+        self.process.join(EXIT_SECONDS)  # killed while it gives its semaphores back, it would leave a warning on the terminal
         self.abandon()
 
     def abandon(self) -> None:
