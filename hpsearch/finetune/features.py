@@ -17,7 +17,6 @@ from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.memory import attempt
 from hpsearch.finetune.models import FineTuneModel
 
-PARTS = ("train", "val")
 PIXELS_CPU, PIXELS_GPU = 2**20, 2**24  # of one batch in evaluation: it should stay near a core's cache, or fill a GPU
 MOST_IMAGES = 128  # of one batch on a CPU
 

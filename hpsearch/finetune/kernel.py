@@ -87,10 +87,9 @@ class FineTuneKernel:
     def load(self) -> Resident:
         """Open the prepared data and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
-        overrides = {k: v for k, v in cfg["preprocess"].items() if v is not None}
-        pre = models.preprocessing(cfg["model"], cfg["weights"], overrides)
+        pre = models.preprocessing(cfg["model"], cfg["weights"], cfg["preprocess"])
         data = datasets.from_index(Path(cfg["index"])) if cfg.get("index") else datasets.embedded(pre, cfg["split"], self.seed)
-        built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), overrides)
+        built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), cfg["preprocess"])
         # channels_last: training a little, evaluation up to 1.7 times faster on this CPU (studies/LOG.md); GPUs want it too.
         model = built.model.to(device).to(memory_format=torch.channels_last)
         workers = cfg["workers"] if isinstance(cfg.get("workers"), int) else 1

@@ -77,8 +77,8 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
     torch.set_num_threads(max(1, usable_cores() // 2))  # others are starting on the same cores
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = config["model"]
-    overrides = {k: v for k, v in config.get("preprocess", {}).items() if v is not None}
-    pre = replace(zoo.RGB, **overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
+    overrides = config.get("preprocess")
+    pre = zoo.changed(zoo.RGB, overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
     loaded = load_digits(pre) if config["data"] == "digits" else load_images(config, pre, say)
     if len(loaded.labels) == 0:
         raise FixInput(f"none of the {len(loaded.bad):,} images in {config['data']} can be used: {told(loaded.bad)}")
