@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.space import ALL, DEFAULTS, GOES_WITH, IMAGE_DEFAULTS, Defaults, Parameter, Space, bind_blocks, grid_size, parse_space, told
-from hpsearch.types import OBJECTIVES
-from hpsearch.yamlfile import parse_yaml, read_yaml
+from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, spelled, told
+from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
+from hpsearch.settings import apply_setting
+from hpsearch.space import Parameter, Space, bind_blocks, bind_condition, grid_size, parse_space
+from hpsearch.types import OBJECTIVES, Params
+from hpsearch.yamlfile import read_yaml
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc", "cmaes")
 PRUNERS = ("none", "median", "halving", "hyperband", "patient")
@@ -34,7 +37,7 @@ ALIASES = {
     "nop": "none",
 }
 SESSION = ("name", "trials", "timeout", "workers", "data_root", "bad_files")  # may differ from one session of a study to the next
-EMBEDDED_DATA, EMBEDDED_MODEL = "digits", "glyphnet"
+EMBEDDED_DATA = "digits"
 SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other data
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
@@ -168,6 +171,7 @@ class StudySpec(Part):
     timeout: Real | None = Field(None, gt=0, description="seconds")
     workers: Whole | Literal["auto"] = "auto"
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="what is fixed; the rest is in the space, or at its default")
     space: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -188,18 +192,28 @@ class StudySpec(Part):
 
     def parameters(self) -> Space:
         """The parsed search space."""
-        return parse_space(self.space, self.defaults())
+        return parse_space(self.space, self.defaults(), self.recipe)
+
+    def fixed(self) -> Params:
+        """Every setting of the catalogue that is not in the space, at its given or default value."""
+        given, searched = spelled(self.recipe), spelled(self.space)
+        names = [name for name in KNOWN if name in given or (name not in CORE and name not in searched)]
+        return {name: checked(name, given.get(name, self.defaults()[name]["default"]), f"recipe.{name}") for name in names}
 
     def bound(self, blocks: int) -> StudySpec:
         """The study with `all` frozen layers as the model's number of blocks; FixInput when more may be frozen than there are."""
-        entry = bind_blocks(self.space.get("frozen_layers", self.defaults()["frozen_layers"]), blocks)
-        spec = self.model_copy(update={"space": {**self.space, "frozen_layers": entry}})
+        space = {name: bind_condition(entry, blocks) for name, entry in self.space.items()}
+        if "frozen_layers" in self.recipe:
+            update = {"recipe": {**self.recipe, "frozen_layers": bind_blocks(self.recipe["frozen_layers"], blocks)}, "space": space}
+        else:
+            entry = space.get("frozen_layers", self.defaults()["frozen_layers"])
+            update = {"space": {**space, "frozen_layers": bind_blocks(entry, blocks)}}
+        spec = self.model_copy(update=update)
         frozen = next(p for p in spec.parameters() if p.name == "frozen_layers")
         deepest = max(int(str(value)) for value in (*frozen.choices, *frozen.grid, int(frozen.high)))
         if deepest > blocks:
-            raise FixInput(
-                f"space.frozen_layers goes up to {deepest}, but {self.model} has {blocks} blocks before its head; lower it, or write `all`"
-            )
+            where = "recipe.frozen_layers is" if "frozen_layers" in self.recipe else "space.frozen_layers goes up to"
+            raise FixInput(f"{where} {deepest}, but {self.model} has {blocks} blocks before its head; lower it, or write `all`")
         return spec
 
     def study_name(self) -> str:
@@ -215,33 +229,39 @@ class StudySpec(Part):
         """JSON-able form with every default written out; `load_spec` of it gives the same study."""
         values = self.model_dump(mode="json")
         values["name"] = self.study_name()
-        values["space"] = {p.name: entry(p) for p in self.parameters()}
+        values["recipe"] = dict(self.fixed())
+        values["space"] = {p.name: entry(p) for p in self.parameters() if p.name not in values["recipe"]}
         return values
 
     def identity(self) -> dict[str, Any]:
         """What two sessions must share for their trials to belong to one study."""
-        return {k: v for k, v in self.resolved().items() if k not in SESSION}
+        return comparable(self.resolved())
 
     def digest(self) -> str:
         """Hash of the identity (16 hexadecimal characters)."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def defaults_for(model: object) -> Defaults:
-    """The search space where a study says nothing, by its model."""
-    return DEFAULTS if model == EMBEDDED_MODEL else IMAGE_DEFAULTS
+def comparable(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a resolved study makes its trials comparable; of its recipe, what differs from the defaults: the catalogue may grow."""
+    kept = {key: value for key, value in resolved.items() if key not in (*SESSION, "recipe")}
+    recipe = resolved.get("recipe", {}).items()
+    unusual = {name: value for name, value in recipe if name in CORE or value != CRAFT.get(name, {}).get("default")}
+    return kept | ({"recipe": unusual} if unusual else {})
 
 
 def entry(p: Parameter) -> dict[str, Any]:
     """A parameter as its mapping in a study file."""
+    values: dict[str, Any]
     if p.kind == "fixed":
-        return {"value": p.default}
-    if p.kind == "choice":
-        values: dict[str, Any] = {"choices": list(p.choices), "default": p.default}
+        values = {"value": p.default}
+    elif p.kind == "choice":
+        values = {"choices": list(p.choices), "default": p.default}
     else:
         values = {"low": p.low, "high": p.high, "default": p.default}
-        values |= {"log": True} if p.log else {}
-    return values | ({"grid": list(p.grid)} if p.grid else {})
+    values |= {"log": True} if p.log else {}
+    values |= {"grid": list(p.grid)} if p.grid else {}
+    return values | ({"when": {parent: list(listed) for parent, listed in p.when}} if p.when else {})
 
 
 def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None) -> StudySpec:
@@ -300,54 +320,3 @@ def explain(item: Mapping[str, Any]) -> str:
         return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}"
-
-
-def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Put "a.b=c" into nested `values`; the right side is read as YAML. Raises FixInput."""
-    path, sign, text = setting.partition("=")
-    keys = path.strip().split(".")
-    if not sign or not all(keys) or len(keys) > 3:  # nothing in a study lies deeper
-        raise FixInput(f"--set takes KEY=VALUE such as space.dropout=0.1, got {told(setting)}")
-    spot = values
-    for depth, key in enumerate(keys[:-1]):
-        fallback = default_section(keys[: depth + 1], defaults_for(values.get("model", EMBEDDED_MODEL)))
-        child = spot.get(key)
-        if child is None:
-            child = spot[key] = fallback
-        if not isinstance(child, dict):
-            child = spot[key] = {"name" if key == "pruner" else "choices" if isinstance(child, list) else "value": child}
-        spot = child
-    spot[keys[-1]] = parse_yaml(text, f"--set {setting}")
-    if len(keys) == 3 and keys[0] == "space":
-        drop_rivals(spot, keys[-1])
-
-
-def default_section(keys: list[str], defaults: Defaults) -> dict[str, Any]:
-    """What a setting below `keys` changes when the file says nothing there: the built-in range of a hyperparameter."""
-    return dict(defaults.get(keys[1], {})) if len(keys) == 2 and keys[0] == "space" else {}
-
-
-def drop_rivals(entry: dict[str, Any], key: str) -> None:
-    """After one form of a hyperparameter was set, remove what belongs to the other forms or lies outside it."""
-    form = {"value": "value", "choices": "choices", "low": "low", "high": "low", "log": "low"}.get(key)
-    if form is None:
-        return
-    for name in list(entry):
-        if name not in GOES_WITH[form]:
-            del entry[name]
-    if key in ("low", "high", "choices"):
-        low, high, choices = entry.get("low"), entry.get("high"), entry.get("choices")
-
-        def inside(v: object) -> bool:
-            """Whether it may stay; what is no number stays too, for `parse_space` to refuse."""
-            v = ALL if v == "all" else v
-            if form == "choices":
-                return isinstance(choices, list) and v in choices
-            return not all(isinstance(x, (int, float)) for x in (low, v, high)) or low <= v <= high  # type: ignore[operator]
-
-        if "default" in entry and not inside(entry["default"]):
-            del entry["default"]
-        if isinstance(entry.get("grid"), list):
-            entry["grid"] = [p for p in entry["grid"] if inside(p)] or None
-            if entry["grid"] is None:
-                del entry["grid"]

@@ -38,7 +38,9 @@ TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKIN
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
     ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine"),
-    ("hpsearch.space", "hpsearch.yamlfile"),
+    ("hpsearch.recipes", "hpsearch.yamlfile"),
+    ("hpsearch.space",),
+    ("hpsearch.settings",),
     ("hpsearch.spec",),
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
     ("hpsearch.executors",),

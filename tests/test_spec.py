@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpsearch import space
+from hpsearch import recipes, space
 from hpsearch.errors import FixInput
 from hpsearch.resources import folder
 from hpsearch.spec import ALIASES, PRUNERS, SAMPLERS, SESSION, PrunerSpec, SplitSpec, StudySpec, check_study_name, load_spec, parse_spec
@@ -130,6 +130,10 @@ BAD = [
     ({"preprocess": {"std": [0]}}, "std must be greater than 0"),
     ({"preprocess": {"interpolation": "lanczos"}}, "preprocess.interpolation: input should be 'nearest', 'bilinear' or 'bicubic'"),
     ({"space": {"dropout": "all"}}, "space.dropout must be a number, got 'all'"),
+    ({"recipe": {"mixpu": 0.1}}, "unknown setting 'recipe.mixpu': did you mean 'mixup'?"),
+    ({"recipe": {"mixup": -1}}, "recipe.mixup must lie between 0 and 1000"),
+    ({"recipe": {"mixup": 0.1}, "space": {"mixup": [0, 0.1]}}, "mixup is both searched and fixed: remove space.mixup or recipe.mixup"),
+    ({"recipe": None}, "recipe: "),
     ({"data": None}, "data: input should be a valid string"),
     ({"name": 5}, "name: input should be a valid string"),
     ({"space": None}, "space: "),
@@ -248,10 +252,32 @@ def test_a_setting_on_top_of_a_broken_entry_is_refused_too(tmp_path, wrong):
         assert "space.dropout" in refusal(tmp_path / "s.yaml", [setting])
 
 
+@pytest.mark.parametrize(
+    ("file", "settings_", "recipe", "entry"),
+    [
+        ({}, ["recipe.flip=0.5"], 0.5, None),
+        ({"recipe": {"flip": 0.2}}, ["recipe.flip=0.5"], 0.5, None),
+        ({"space": {"flip": [0, 0.5]}}, ["recipe.flip=0.5"], 0.5, None),
+        ({"recipe": {"flip": 0.2}}, ["space.flip=[0, 1]"], None, {"choices": [0.0, 1.0], "default": 0.0}),
+        ({"recipe": {"flip": 0.2}}, ["space.flip.default=0.5"], None, {"choices": [0.0, 0.5], "default": 0.5}),
+        ({}, ["space.mixup.high=0.3"], None, {"low": 0.0, "high": 0.3, "default": 0.0, "grid": [0.0, 0.2]}),
+        ({"space": {"dropout": {"low": 0, "high": 0.2}}}, ["recipe.dropout=0.1"], 0.1, None),
+        ({"space": {"color": [0, 0.2]}}, ["recipe.colour=0.1"], 0.1, None),
+        ({"recipe": {"colour": 0.3}}, ["recipe.color=0.1"], 0.1, None),
+        ({"space": {"colour": [0, 0.2]}}, ["space.color.default=0.2"], None, {"choices": [0.0, 0.2], "default": 0.2}),
+    ],
+)
+def test_a_setting_fixes_or_searches_whatever_the_file_says(tmp_path, file, settings_, recipe, entry):
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(file))
+    name = settings_[0].split("=")[0].split(".")[1].replace("color", "colour")
+    resolved = load_spec(tmp_path / "s.yaml", settings_).resolved()
+    assert (resolved["recipe"].get(name), resolved["space"].get(name)) == (recipe, entry)
+
+
 def test_a_setting_never_changes_the_built_in_ranges():
-    before = copy.deepcopy(dict(space.DEFAULTS))
+    before = copy.deepcopy(dict(recipes.DEFAULTS))
     load_spec(None, ["space.dropout.low=0.2", "space.batch_size.choices=[64]", "space.learning_rate.grid=3"])
-    assert dict(space.DEFAULTS) == before
+    assert dict(recipes.DEFAULTS) == before
 
 
 # ---------------------------------------------------------------- what depends on data and model
@@ -297,7 +323,52 @@ def test_more_frozen_layers_than_the_model_has_are_refused(entry):
         parse_spec({"model": "resnet50", "space": {"frozen_layers": entry}}).bound(17)
 
 
+def test_all_frozen_layers_can_be_fixed_in_the_recipe():
+    spec = parse_spec({"model": "resnet50", "recipe": {"frozen_layers": "all"}})
+    assert spec.bound(17).resolved()["recipe"]["frozen_layers"] == 17
+    with pytest.raises(FixInput, match=r"recipe.frozen_layers is 18, but resnet50 has 17 blocks"):
+        parse_spec({"model": "resnet50", "recipe": {"frozen_layers": 18}}).bound(17)
+
+
 # ---------------------------------------------------------------- identity
+
+
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({}, "1a61fe82aa899433"),
+        ({"data": "photos", "model": "resnet50", "space": {"dropout": 0.1}}, "974cc5c684726834"),
+        ({"sampler": "grid", "seed": 3, "space": {"epochs": [2, 4], "dropout": {"low": 0, "high": 0.5, "grid": 3}}}, "37b85e8494ac007d"),
+    ],
+)
+def test_studies_from_before_there_was_a_recipe_keep_their_identity(values, digest):
+    assert parse_spec(values).digest() == digest
+    assert parse_spec({**values, "recipe": {"optimizer": "adamw", "mixup": 0}}).digest() == digest
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_every_setting_is_either_in_the_resolved_recipe_or_in_the_space(data):
+    """What the kernel reads: one value of everything that a trial does not bring."""
+    names = data.draw(st.lists(st.sampled_from(sorted(recipes.KNOWN)), unique=True))
+    fixed = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+    choices = {name: recipes.DEFAULTS[name].get("choices", [recipes.DEFAULTS[name]["default"]]) for name in names}
+    recipe = {name: recipes.DEFAULTS[name]["default"] for name in fixed}
+    searched = {
+        name: choices[name] for name in names if name not in fixed and (name != "momentum" or "optimizer" in set(names) - set(fixed))
+    }
+    spec = parse_spec({"recipe": recipe, "space": searched})
+    resolved = json.loads(json.dumps(spec.resolved()))
+    assert sorted([*resolved["recipe"], *resolved["space"]]) == sorted(recipes.KNOWN)
+    assert {name: resolved["recipe"][name] for name in fixed} == recipe
+    assert parse_spec(resolved).resolved() == resolved
+    assert parse_spec(resolved).digest() == spec.digest()
+
+
+def test_a_default_written_out_changes_nothing_but_what_is_unusual_does():
+    assert parse_spec({"recipe": {"mixup": 0.2}}).identity()["recipe"] == {"mixup": 0.2}
+    assert "recipe" not in parse_spec({"recipe": {"mixup": 0}}).identity()
+    assert parse_spec({"recipe": {"epochs": 15}}).identity()["recipe"] == {"epochs": 15}  # else it would be searched
 
 
 def test_the_session_may_change_without_changing_the_study():
@@ -319,6 +390,8 @@ def test_the_session_may_change_without_changing_the_study():
         {"weights": "none"},
         {"model": "resnet18"},
         {"space": {"dropout": 0.1}},
+        {"recipe": {"flip": 0.5}},
+        {"space": {"optimizer": ["adamw", "sgd"]}},
         {"data": "x"},
         {"threads": 2},
     ],
@@ -348,7 +421,7 @@ WORDS = st.sampled_from(
     [
         *StudySpec.model_fields,
         *PrunerSpec.model_fields,
-        *space.KNOWN,
+        *recipes.KNOWN,
         *space.ENTRY_KEYS,
         *SAMPLERS,
         *PRUNERS,
@@ -379,18 +452,19 @@ STUDIES = st.fixed_dictionaries(
         **dict.fromkeys(StudySpec.model_fields, NESTED),
         "pruner": st.dictionaries(st.sampled_from([*PrunerSpec.model_fields, "int"]), LEAVES, max_size=3) | NESTED,
         "space": st.dictionaries(
-            st.sampled_from(sorted(space.KNOWN)),
+            st.sampled_from(sorted(recipes.KNOWN)),
             st.dictionaries(st.sampled_from(space.ENTRY_KEYS), NESTED, max_size=4) | NESTED,
             max_size=3,
         )
         | NESTED,
+        "recipe": st.dictionaries(st.sampled_from(sorted(recipes.KNOWN)), LEAVES, max_size=3) | NESTED,
     },
 )
 SETTINGS = st.lists(
     st.builds(
         "{}={}".format,
         st.lists(WORDS, min_size=1, max_size=4).map(".".join)
-        | st.builds("space.{}.{}".format, st.sampled_from(sorted(space.KNOWN)), st.sampled_from(space.ENTRY_KEYS)),
+        | st.builds("space.{}.{}".format, st.sampled_from(sorted(recipes.KNOWN)), st.sampled_from(space.ENTRY_KEYS)),
         NESTED.map(lambda v: yaml.safe_dump(v, default_flow_style=True).strip().removesuffix("...")) | st.text(max_size=6),
     )
     | st.text(),

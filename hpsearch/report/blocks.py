@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from hpsearch.recipes import has_effect
 from hpsearch.report import data, objective, tables
 from hpsearch.report.words import FATES, NONE, loss, number, percent, seconds, shorten
 from hpsearch.types import Status, Value
@@ -151,13 +152,14 @@ def near(used: object, best: object) -> bool:
 
 
 def recipe_yaml(view: StudyView) -> str:
-    """The best configuration as a study file with every hyperparameter fixed; nothing without a best trial."""
+    """The best configuration as a study file with its whole recipe fixed; nothing without a best trial."""
     best = tables.best_trial(view)
     if best is None:
         return ""
     kept = {key: value for key in RECIPE_KEYS if (value := asked(view.spec.get(key))) not in (None, {})}
-    fixed: dict[str, Value] = dict(best.params)
-    body = "".join(f"{line}\n" for line in yaml_lines({"name": f"best-trial-{best.number}", **kept, "trials": 1, "space": fixed}))
+    given: dict[str, Value] = {**tables.craft(view), **best.params}
+    recipe = {name: value for name, value in given.items() if has_effect(name, given)}
+    body = "".join(f"{line}\n" for line in yaml_lines({"name": f"best-trial-{best.number}", **kept, "trials": 1, "recipe": recipe}))
     return f"# trial {best.number} of {shorten(view.name, 80)}: save as best.yaml, then `hpsearch run best.yaml`\n{body}"
 
 

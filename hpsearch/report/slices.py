@@ -21,9 +21,10 @@ from hpsearch.report.style import (
     panels,
     score_axis,
     whole_axis,
+    wrapped,
 )
 from hpsearch.report.words import FATES, several
-from hpsearch.types import Status
+from hpsearch.types import Status, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,13 +51,16 @@ def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
     for i, name in enumerate(names):
         panel = "" if i == 0 else str(i + 1)
         y_axis = score_axis(scored, goal) | {"anchor": f"x{panel}"}
+        if i:
+            y_axis["matches"] = "y"  # some panels lack the worst trials
         if i % 3:
             y_axis["title"] = {"text": ""}
         drawn.update_layout({f"xaxis{panel}": slice_axis(view, name) | {"anchor": f"y{panel}"}, f"yaxis{panel}": y_axis})
         for status in DRAWN_FATES:
             add_slice(drawn, scored[scored["status"] == status], columns[name], status, goal, panel)
         mark_default(drawn, view, name, goal, panel)
-        mark_best(drawn, best, goal, slice_value(view, name, best.params.get(name)) if best else None, panel, legend=i == 0)
+        x = slice_value(view, name, best) if best else None
+        mark_best(drawn, best, goal, x, panel, legend=i == 0)
         if best and tables.edge(view, name, best.params.get(name)):
             here = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
             drawn.add_annotation(text=EDGE_TEXT, showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)
@@ -69,7 +73,9 @@ def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
 
 
 def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status, goal: Objective, panel: str) -> None:
-    """The trials of one fate in one panel; the legend names a fate once."""
+    """The trials of one fate in one panel, but those that do not use the hyperparameter; the legend names a fate once, with all."""
+    name = f"{FATES[status]} ({len(rows):,})"
+    rows = rows[rows[column].notna()]
     if rows.empty:
         return
     known = any(trace.legendgroup == status for trace in drawn.data)
@@ -81,7 +87,7 @@ def add_slice(drawn: go.Figure, rows: pd.DataFrame, column: str, status: Status,
         xaxis=f"x{panel}",
         yaxis=f"y{panel}",
         mode="markers",
-        name=f"{FATES[status]} ({len(rows):,})",
+        name=name,
         legendgroup=str(status),
         showlegend=not known,
         marker=marker(status, size=7, opacity=0.75),
@@ -94,7 +100,7 @@ def mark_default(drawn: go.Figure, view: StudyView, name: str, goal: Objective, 
     record = tables.default_trial(view)
     if record and tables.final_score(record) is not None:
         drawn.add_scatter(
-            x=[slice_value(view, name, record.params.get(name))],
+            x=[slice_value(view, name, record)],
             y=[goal.drawn(record.score)],
             xaxis=f"x{panel}",
             yaxis=f"y{panel}",
@@ -112,10 +118,13 @@ def slice_axis(view: StudyView, name: str) -> dict[str, Any]:
     entry = tables.space(view).get(name, {})
     unit = ", ".join(word for word in (UNITS.get(name), "log" if entry.get("log") else "") if word)
     title = escape(name, 40) + (f" ({unit})" if unit else "")
+    if only := tables.condition(entry):
+        title += f"<br>{wrapped(f'only with {only}', 38, 76)}"
     low, high = tables.finite(entry.get("low")), tables.finite(entry.get("high"))
     if low is None or high is None:
         order = [escape(choice, 24) for choice in entry.get("choices", ())]
-        return {"title": {"text": title}, "type": "category", "categoryorder": "array", "categoryarray": order}
+        ends = [-0.5, max(len(order), 1) - 0.5]
+        return {"title": {"text": title}, "type": "category", "categoryorder": "array", "categoryarray": order, "range": ends}
     if entry.get("log") and low > 0:
         return {"title": {"text": title}} | log_range(low, high)
     if isinstance(entry.get("low"), int) and isinstance(entry.get("high"), int):
@@ -131,6 +140,7 @@ def log_range(low: float, high: float) -> dict[str, Any]:
     return log_axis(ends[1] - ends[0], dense=1.2) | {"range": [ends[0] - room, ends[1] + room]}
 
 
-def slice_value(view: StudyView, name: str, value: object) -> object:
-    """A value as `add_slice` draws it."""
-    return tables.finite(value) if "low" in tables.space(view).get(name, {}) else escape(value, 24)
+def slice_value(view: StudyView, name: str, record: TrialRecord) -> object:
+    """A trial's value as `add_slice` draws it; None, which is not drawn, when it does not use the hyperparameter."""
+    value = record.params.get(name)
+    return tables.finite(value) if value is None or "low" in tables.space(view).get(name, {}) else escape(value, 24)

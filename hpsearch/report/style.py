@@ -54,6 +54,11 @@ UNITS = {
     "dropout": "probability",
     "frozen_layers": "blocks",
     "weight_decay": "per step, × learning rate",
+    "warmup_epochs": "epochs",
+    "unfreeze_epochs": "epochs per block",
+    "early_stopping": "epochs",
+    "rotate": "degrees",
+    "flip": "probability",
 }
 DRAWN_FATES = (Status.PRUNED, Status.COMPLETE, Status.FAILED)  # later ones lie above
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from hpsearch.recipes import CORE, CRAFT, KNOWN
 from hpsearch.report.objective import objective
 from hpsearch.types import DataReport, Status, TrialRecord, best_record
 
@@ -101,7 +102,10 @@ def history(view: StudyView) -> pd.DataFrame:
 
 
 def configuration(view: StudyView) -> pd.DataFrame:
-    """One row a hyperparameter: the best trial's value, the default recipe's, what was searched, and whether the best lies on an edge."""
+    """One row a hyperparameter: the best trial's value, the default recipe's, what was searched, and whether the best lies on an edge.
+
+    A value is missing where a trial does not use the hyperparameter. Below stand settings that the study fixes to what is unusual.
+    """
     best, default = best_trial(view), default_trial(view)
     rows = []
     for name in parameters(view):
@@ -110,6 +114,9 @@ def configuration(view: StudyView) -> pd.DataFrame:
         used = best.effective.get(name, value) if best else None
         usual = default.params.get(name) if default else entry.get("default", entry.get("value"))
         rows.append((name, value, used, usual, describe(entry), edge(view, name, value)))
+    for name, value in craft(view).items():
+        if name not in parameters(view):
+            rows.append((name, value, value, value, describe({}), None))
     return frame(rows, ["parameter", "best", "as_trained", "default_recipe", "searched", "edge"])
 
 
@@ -210,6 +217,12 @@ def space(view: StudyView) -> Mapping[str, Mapping[str, Any]]:
     return view.spec.get("space") or {}
 
 
+def craft(view: StudyView) -> dict[str, Any]:
+    """The settings that the study fixes to something else than their default."""
+    recipe: Mapping[str, Any] = view.spec.get("recipe") or {}
+    return {name: value for name, value in recipe.items() if name in CORE or value != CRAFT.get(name, {}).get("default")}
+
+
 def parameters(view: StudyView) -> list[str]:
     """All hyperparameters: those of the study in its order, then any that only trials know."""
     return list(dict.fromkeys([*space(view), *(name for r in view.records for name in r.params)]))
@@ -226,7 +239,7 @@ def parameter_column(name: str) -> str:
 
 
 def edge(view: StudyView, name: str, value: object) -> Literal["low", "high"] | None:
-    """Which end of its range a value lies on, if that end could be moved: zero and the number of blocks are natural limits."""
+    """Which end of its range a value lies on, if that end could be moved: zero, all of a share and all blocks are natural limits."""
     entry, x = space(view).get(name, {}), finite(value)
     low, high = finite(entry.get("low")), finite(entry.get("high"))
     if x is None or low is None or high is None or low >= high:
@@ -241,17 +254,24 @@ def edge(view: StudyView, name: str, value: object) -> Literal["low", "high"] | 
         return None if low == 0 else "low"
     blocks = view.facts.get("blocks")  # their number, or their names
     most = len(blocks) if isinstance(blocks, Sequence) else finite(blocks)
-    natural = name == "frozen_layers" and most is not None and high >= most
+    natural = (name == "frozen_layers" and most is not None and high >= most) or (name in KNOWN and high >= KNOWN[name].high)
     return "high" if position >= 1 - EDGE and not natural else None
 
 
 def describe(entry: Mapping[str, Any]) -> str:
     """A hyperparameter's range in words."""
+    only = f", only with {condition(entry)}" if entry.get("when") else ""
     if "choices" in entry:
-        return "one of " + ", ".join(map(str, entry["choices"]))
+        return "one of " + ", ".join(map(str, entry["choices"])) + only
     if "low" in entry:
-        return f"{entry['low']} to {entry['high']}" + (" (log)" if entry.get("log") else "")
-    return "fixed"
+        return f"{entry['low']} to {entry['high']}" + (" (log)" if entry.get("log") else "") + only
+    return "fixed" + only
+
+
+def condition(entry: Mapping[str, Any]) -> str:
+    """When a hyperparameter is used, in words; nothing where it always is."""
+    when: Mapping[str, Sequence[object]] = entry.get("when") or {}
+    return " and ".join(f"{parent} {' or '.join(map(str, values))}" for parent, values in when.items())
 
 
 # ---------------------------------------------------------------- small things

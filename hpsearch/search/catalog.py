@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpsearch.errors import NotFound, nearest
-from hpsearch.search.records import RECORD, record_of
+from hpsearch.search.records import RECORD, fixed_of, record_of
 from hpsearch.types import TrialRecord
 
 
@@ -40,7 +40,7 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
         raise NotFound(f"no study '{name}': {nearest(name, known) if known else 'the storage is empty'}") from None
     stored = storage.get_study_user_attrs(study_id).get(RECORD, {})
     spec = stored.get("spec", {})
-    fixed = {k: v["value"] for k, v in spec.get("space", {}).items() if "value" in v}
+    fixed = fixed_of(spec)
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
     return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed, spec.get("objective", "val_loss")) for t in trials))
 

@@ -14,7 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import ChooseAnotherName
-from hpsearch.spec import SESSION, StudySpec
+from hpsearch.recipes import CORE
+from hpsearch.spec import StudySpec, comparable
 from hpsearch.types import OBJECTIVES, Params, Status, TrialRecord
 
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
@@ -39,7 +40,7 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         stored = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}
     elif stored is None:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
-    changes = differences(stored["spec"], spec.resolved() | {k: stored["spec"].get(k) for k in SESSION})
+    changes = differences(comparable(stored["spec"]), spec.identity())
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ChooseAnotherName(
@@ -108,6 +109,16 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "per_class": dict(record.per_class),
         "state": record.state,
     }
+
+
+def fixed_of(spec: Mapping[str, Any]) -> Params:
+    """The hyperparameters that a stored study fixes, which Optuna's trials do not hold: of one value, and used in every trial."""
+    fixed = {name: value for name, value in spec.get("recipe", {}).items() if name in CORE}
+    for name, entry in spec.get("space", {}).items():
+        values = [entry["value"]] if "value" in entry else entry.get("choices") or {entry.get("low"), entry.get("high")}
+        if len(values) == 1 and "when" not in entry:
+            fixed[name] = next(iter(values))
+    return fixed
 
 
 def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:

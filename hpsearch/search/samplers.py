@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 from hpsearch.errors import FixSetup
 from hpsearch.seeds import seed_for
@@ -49,7 +51,7 @@ class Patient(optuna.pruners.BasePruner):
     def __init__(self, inner: optuna.pruners.BasePruner | None, patience: int, warmup: int) -> None:
         self.inner, self.patience, self.warmup = inner, patience, warmup
 
-    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the trial stops at its last report; without `inner`, when it has not improved for long enough."""
         sign = 1 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1
         reports = [sign * value for _, value in sorted(trial.intermediate_values.items())]
@@ -58,39 +60,66 @@ class Patient(optuna.pruners.BasePruner):
         return self.inner is None or self.inner.prune(study, trial)
 
 
-class FixedSpaceTPE(optuna.samplers.TPESampler):
-    """TPE (Bergstra et al., 2011; Watanabe, 2023) told its search space; Optuna works it out of all trials at every ask."""
+class Told(optuna.samplers.BaseSampler):
+    """A sampler told which parameters it models jointly; it draws the others one by one, when their condition holds.
 
-    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
-        super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        self.space = dict(sorted(space.items()))
+    Optuna works the joint space out of all trials at every ask. Where some trials lack a parameter this costs it its way:
+    CMA-ES draws at random for good once the space has shrunk, and Sobol's sequence begins anew.
+    """
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
-        """All varied hyperparameters together."""
+    def __init__(self, inner: optuna.samplers.BaseSampler, space: Mapping[str, BaseDistribution]) -> None:
+        self.inner, self.space = inner, dict(space)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What is modelled jointly."""
         del study, trial
         return self.space
 
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """One point of the joint space; nothing while the sampler still draws at random."""
+        return self.inner.sample_relative(study, trial, search_space)
 
-def make_sampler(name: str, space: Mapping[str, BaseDistribution], study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """One parameter by itself."""
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+def make_sampler(name: str, space: Space, study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
     """The sampler called `name`, seeded for one ask.
 
     A fresh one for every ask makes a suggestion a function of the history and the seed alone, so that an interrupted
     study goes on as it would have. Sobol points are one sequence per study: their seed is the study's.
     """
     seed = seed_for(study_seed, trial, "sampler")
+    joint = joint_space(name, space)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
-            case "tpe":
-                return FixedSpaceTPE(space, seed)
+            case "tpe":  # multivariate (Bergstra et al., 2011; Falkner et al., 2018; Watanabe, 2023)
+                return Told(optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS), joint)
             case "gp":
-                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+                return Told(optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS), joint)
             case "qmc":
-                return optuna.samplers.QMCSampler(seed=seed_for(study_seed, 0, "qmc"), scramble=True, warn_independent_sampling=False)
+                sobol = optuna.samplers.QMCSampler(seed=seed_for(study_seed, 0, "qmc"), scramble=True, warn_independent_sampling=False)
+                return Told(sobol, joint)
             case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False)
+                return Told(optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False), joint)
             case _:
                 return optuna.samplers.RandomSampler(seed=seed)
+
+
+def joint_space(sampler: str, space: Space) -> dict[str, BaseDistribution]:
+    """What a sampler models together: all that is always used, and for Sobol's sequence, which learns nothing, a coordinate of each.
+
+    CMA-ES knows no choices.
+    """
+    varied = {p.name: distribution(p) for p in searched(space) if not p.when or sampler == "qmc"}
+    open_ones = {name: dist for name, dist in varied.items() if not dist.single()}
+    if sampler == "qmc":
+        return open_ones
+    if sampler == "cmaes":
+        open_ones = {name: dist for name, dist in open_ones.items() if not isinstance(dist, CategoricalDistribution)}
+    return dict(sorted(open_ones.items()))  # Optuna's order
 
 
 def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.BasePruner:
@@ -113,7 +142,7 @@ def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.Bas
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's distributions of the parameters that vary."""
+    """Optuna's distributions of the parameters that vary, in value or in being used at all."""
     return {p.name: distribution(p) for p in searched(space)}
 
 

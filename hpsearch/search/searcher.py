@@ -284,14 +284,17 @@ class OptunaSearcher:
     def sample(self) -> Trial:
         """One configuration from the sampler, seeded by the trial's number."""
         number = self.memory.get_n_trials(self.study._study_id)
-        self.study.sampler = make_sampler(self.spec.sampler, self.varied, self.spec.seed, number)
-        asked = self.study.ask(dict(self.varied))
-        return Trial(asked.number, self.fixed | asked.params)
+        self.study.sampler = make_sampler(self.spec.sampler, self.space, self.spec.seed, number)
+        asked, params = self.study.ask(), dict(self.fixed)
+        for p in self.space:  # parents first
+            if p.name in self.varied and p.active(params):
+                params[p.name] = asked._suggest(p.name, self.varied[p.name])
+        return Trial(asked.number, params)
 
     def create(self, trial: Trial) -> None:
         """Put a planned trial into the working copy."""
         varied = {k: v for k, v in trial.params.items() if k in self.varied}
-        self.memory.create_new_trial(self.study._study_id, running(varied, self.varied))
+        self.memory.create_new_trial(self.study._study_id, running(varied, {k: self.varied[k] for k in varied}))
 
     def begin(self, trial: Trial) -> None:
         """Open a trial for reports, and queue its row for the storage."""

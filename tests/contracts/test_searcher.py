@@ -11,7 +11,7 @@ from hpsearch.errors import ChooseAnotherName
 from hpsearch.search.catalog import importance, read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
-from hpsearch.space import default_params, grid_size
+from hpsearch.space import default_params, grid_points, grid_size
 from hpsearch.spec import PRUNERS, SAMPLERS, parse_spec
 from hpsearch.types import Facts, Outcome, Progress, Status, Trial, best_record
 from tests.kernels import loss_at
@@ -22,6 +22,17 @@ SMALL = {
     "dropout": {"low": 0, "high": 0.5, "grid": 2},
 }
 SMALL |= {"batch_size": 8, "weight_decay": 0.01, "frozen_layers": {"low": 0, "high": 6}}
+
+
+CRAFT = {
+    **SMALL,
+    "epochs": {"choices": [2, 4], "default": 4},
+    "optimizer": {"choices": ["adamw", "sgd"], "default": "sgd"},
+    "momentum": {"low": 0.5, "high": 0.99, "grid": [0.5, 0.9]},
+    "schedule": ["cosine", "step"],
+    "mixup": {"low": 0.0, "high": 0.4, "grid": 2, "when": {"optimizer": ["adamw"], "schedule": ["cosine"]}},
+    "flip": {"value": 0.5, "when": {"epochs": [4]}},
+}
 
 
 def study(sampler="random", pruner="none", space=None, **more):
@@ -115,6 +126,112 @@ def test_an_interrupted_study_proposes_what_the_uninterrupted_one_would_have(fol
         s.ask(1)
         s.close()
     assert [replace(timeless(r), attempt=1) for r in found] == expected
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def check_conditions(params, space):
+    """Everything that is used is there, in its range, and nothing else."""
+    assert set(params) == {p.name for p in space if p.active(params)}
+    assert all(p.contains(params[p.name]) for p in space if p.name in params)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trial_holds_what_it_uses_and_nothing_else(folder, sampler):
+    spec = study(sampler, space=CRAFT)
+    s = searcher(folder, spec)
+    records = run(s, 24)
+    s.close()
+    assert records[0].params == default_params(spec.parameters())
+    assert ("momentum" in records[0].params, "mixup" in records[0].params) == (True, False)
+    for record in records:
+        check_conditions(record.params, spec.parameters())
+    assert {r.params["optimizer"] for r in records} == {"adamw", "sgd"}
+    assert {"mixup" in r.params for r in records} == {True, False}
+    assert read_study(open_storage(url(folder)), "s").records == tuple(s.records())
+    for trial in optuna.load_study(study_name="s", storage=url(folder)).trials:  # Optuna's own tools see the same
+        assert trial.params.keys() == trial.distributions.keys() <= records[trial.number].params.keys()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_interrupted_study_of_conditions_goes_on_as_it_would_have(folder, sampler):
+    whole = searcher(folder / "whole", study(sampler, space=CRAFT))
+    expected = [timeless(r) for r in run(whole, 20)]
+    whole.close()
+    found = []
+    for n in (3, 12, 20):
+        s = searcher(folder, study(sampler, space=CRAFT))
+        found += run(s, n)
+        if sampler != "cmaes":  # it models by generations of complete trials, and a trial cut off is none
+            s.ask(1)
+        s.close()
+    assert [replace(timeless(r), attempt=1) for r in found] == expected
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_conditions_do_not_stop_a_sampler_from_learning(folder, sampler):
+    """The default recipe uses momentum, later trials do not: to Optuna the common space shrinks, and CMA-ES would give up."""
+    s = searcher(folder, study(sampler, space=CRAFT))
+    records = run(s, 60)
+    s.close()
+    late = [r.params for r in records[40:]]
+    near = sum(abs(p["frozen_layers"] - 3) <= 1 for p in late)  # three values of seven: 8.6 of 20 by chance
+    assert near >= 14
+
+
+def test_a_grid_under_conditions_gives_each_configuration_once(folder):
+    spec = study("grid", space=CRAFT, trials=1000)
+    s = searcher(folder, spec)
+    assert s.size(1000) == grid_size(spec.parameters()) + (default_params(spec.parameters()) not in list(grid_points(spec.parameters())))
+    first = run(s, 40)
+    s.close()
+    s = searcher(folder, spec)
+    records = [*first, *run(s, 1000)]
+    assert s.ask(1) == ()
+    s.close()
+    points = {tuple(sorted(r.params.items())) for r in records}
+    assert len(points) == len(records) == s.size(1000)
+    for record in records:
+        check_conditions(record.params, spec.parameters())
+
+
+def test_importance_counts_conditional_parameters(folder):
+    s = searcher(folder, study("random", space=CRAFT))
+    run(s, 40)
+    s.close()
+    shares, _ = importance(open_storage(url(folder)), "s")
+    assert {"momentum", "mixup", "optimizer"} <= dict(shares).keys()
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_what_the_recipe_fixes_of_the_core_is_in_every_trial_and_read_back(folder):
+    space = {name: value for name, value in SMALL.items() if name not in ("epochs", "dropout")} | {"batch_size": [8]}
+    s = searcher(folder, study(space=space, recipe={"epochs": 2, "dropout": 0.2, "mixup": 0.3}))
+    records = run(s, 3)
+    s.close()
+    assert all((r.params["epochs"], r.params["dropout"], r.params["batch_size"]) == (2, 0.2, 8) for r in records)
+    assert all("mixup" not in r.params for r in records)
+    assert read_study(open_storage(url(folder)), "s").records == tuple(s.records())
+
+
+def test_a_study_from_before_there_was_a_recipe_goes_on_and_one_of_another_recipe_is_refused(folder):
+    s = searcher(folder, study())
+    run(s, 2)
+    s.close()
+    storage = open_storage(url(folder), create=True)
+    about = storage.get_study_user_attrs(s.study_id)["hpsearch"]
+    about["spec"].pop("recipe")  # as it was stored then
+    storage.set_study_user_attr(s.study_id, "hpsearch", about)
+    assert len(read_study(storage, "s").records) == 2
+    with pytest.raises(ChooseAnotherName, match=r"recipe: None -> \{'flip': 0.5\}"):
+        searcher(folder, study(recipe={"flip": 0.5}))
+    again = searcher(folder, study(recipe={"optimizer": "adamw"}))  # the default
+    assert len(run(again, 4)) == 2
+    again.close()
+    assert read_study(storage, "s").spec["recipe"]["optimizer"] == "adamw"
 
 
 def test_cma_es_continues_too(folder):

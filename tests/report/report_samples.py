@@ -150,6 +150,31 @@ def lifelike_trial(number: int, rng: random.Random) -> TrialRecord:
     return record(number, status, tuple(losses), params=params, accuracy=best, accuracies=accuracies, seconds=0.11 * len(losses))
 
 
+CRAFT: dict[str, dict[str, Any]] = {
+    "optimizer": {"choices": ["adamw", "sgd"], "default": "adamw"},
+    "momentum": {"low": 0.5, "high": 0.99, "default": 0.9, "when": {"optimizer": ["sgd"]}},
+    "schedule": {"choices": ["constant", "cosine", "onecycle", "cyclical", "step"], "default": "cosine"},
+    "crop": {"low": 0.3, "high": 1.0, "default": 1.0},
+    "flip": {"choices": [0.0, 0.5], "default": 0.0},
+    "rotate": {"low": 0.0, "high": 30.0, "default": 0.0, "when": {"flip": [0.5], "schedule": ["constant", "cosine", "onecycle"]}},
+}
+
+
+def crafted(n: int, seed: int = 0, **changes: Any) -> StudyView:
+    """A lifelike study of choices and of hyperparameters that only some trials use, which fixes others to what is unusual."""
+    rng, records = random.Random(seed), []
+    for trial in lifelike(n, seed).records:
+        params: dict[str, Any] = dict(trial.params)
+        for name, entry in CRAFT.items():
+            if all(params.get(parent) in values for parent, values in entry.get("when", {}).items()):
+                drawn = rng.choice(entry["choices"]) if "choices" in entry else rng.uniform(entry["low"], entry["high"])
+                params[name] = entry["default"] if trial.number == 0 else drawn
+        records.append(replace(trial, params=params, effective=params))
+    spec = SPEC | {"recipe": {"mixup": 0.2, "label_smoothing": 0.1, "clip_norm": 0.0}, "space": SPACE | CRAFT}
+    shares = (("learning_rate", 0.5), ("optimizer", 0.2), ("crop", 0.1), ("momentum", 0.1), ("schedule", 0.06), ("rotate", 0.04))
+    return view(*records, **({"spec": spec, "importance": shares} | changes))
+
+
 # ---------------------------------------------------------------- another objective, data, classes
 
 PETS = ("abyssinian", "beagle", "bengal", "boxer", "persian", "pug", "ragdoll", "siamese")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import FULL, HOSTILE, SPACE, SPEC, data_report, failed, hostile_data, lifelike, record, view
+from report_samples import FULL, HOSTILE, SPACE, SPEC, crafted, data_report, failed, hostile_data, lifelike, record, view
 
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.page import write_data_page, write_page
@@ -142,6 +142,12 @@ def test_the_page_at_desktop_and_phone_width(width: int, height: int, mode: str,
     check_plots(seen, width)
     check_sorted(seen)
     assert seen["plots"]["plot-history"]["paper"] == ("rgb(23, 28, 36)" if mode == "dark" else "rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_study_of_choices_and_conditions(width: int, tmp_path: Path) -> None:
+    page = write_page(crafted(50), tmp_path / "report.html")
+    check_plots(look(tmp_path, page, width, 7600 if width > 1000 else 11800, shot=f"crafted-{width}"), width)
 
 
 def test_a_thousand_trials_are_drawn(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from report_samples import HOSTILE, SPACE, SPEC, data_report, failed, hostile_data, lifelike, record, scored, view
+from report_samples import CRAFT, HOSTILE, SPACE, SPEC, crafted, data_report, failed, hostile_data, lifelike, record, scored, view
 
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.style import COLOURS, IN_THE_DARK, INKS, whole_step
@@ -94,6 +94,18 @@ def test_slices_use_the_scale_of_each_parameter_and_flag_edges() -> None:
     assert figure.layout.xaxis3.dtick == 2  # epochs, 4 to 16
     notes = [note for note in figure.layout.annotations if "edge" in note.text]
     assert [note.xref for note in notes] == ["x domain"]
+
+
+def test_slices_draw_choices_in_their_order_and_leave_out_trials_that_do_not_use_a_hyperparameter() -> None:
+    study = crafted(50)
+    figure, _ = FIGURES["slices"](study)
+    panel = {name: f"{7 + i}" for i, name in enumerate(CRAFT)}
+    assert list(figure.layout[f"xaxis{panel['schedule']}"].categoryarray) == CRAFT["schedule"]["choices"]
+    assert figure.layout[f"xaxis{panel['momentum']}"].title.text == "momentum<br>only with optimizer sgd"
+    drawn = [x for trace in figure.data if trace.xaxis == f"x{panel['momentum']}" for x in trace.x if trace.marker.symbol != "star"]
+    scored = [r for r in study.records if r.score is not None and r.params["optimizer"] == "sgd"]
+    assert sorted(x for x in drawn if x is not None) == sorted(r.params["momentum"] for r in scored)
+    assert "None" not in figure.to_json()
 
 
 def test_slices_stack_on_a_phone() -> None:

@@ -24,6 +24,7 @@ from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import MOST_EXAMPLES, THUMBNAIL, findings
 from hpsearch.report.page import NAMES, load_page, render, write_data_page, write_page
 from hpsearch.report.tables import StudyView
+from hpsearch.spec import parse_spec
 from hpsearch.types import OBJECTIVES, DataReport, Example, Finding, Status, TrialRecord
 from hpsearch.yamlfile import parse_yaml
 
@@ -146,16 +147,26 @@ def test_the_data_behind_each_figure_can_be_saved_as_csv(quick: None) -> None:
 def test_the_recipe_is_a_study_file_with_every_hyperparameter_fixed() -> None:
     study = view(record(0), record(7, losses=(0.1,), params={"learning_rate": 1e-05}), name="odd\nname: x")
     recipe = parse_yaml(recipe_yaml(study), "the recipe")
-    assert recipe["space"] == study.records[1].params
+    assert recipe["recipe"] == study.records[1].params
     assert (recipe["data"], recipe["split"], recipe["trials"]) == ("digits", SPEC["split"], 1)
     assert recipe_yaml(view(failed(0))) == ""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_recipe_holds_what_the_study_fixes_and_what_the_best_trial_uses(optimizer: str) -> None:
+    spec = SPEC | {"split": {}, "recipe": {"mixup": 0.2, "momentum": 0.5, "crop": 1.0}}
+    given = parse_yaml(recipe_yaml(view(record(0, params={"optimizer": optimizer}), spec=spec)), "the recipe")
+    assert ("momentum" in given["recipe"]) == (optimizer == "sgd")
+    fixed = parse_spec(given).resolved()
+    assert not {name for name, entry in fixed["space"].items() if "value" not in entry}
+    assert (fixed["recipe"]["mixup"], fixed["recipe"]["optimizer"], fixed["recipe"]["epochs"]) == (0.2, optimizer, 10)
 
 
 def test_the_recipe_keeps_text_text() -> None:
     spec = SPEC | {"data": "my flowers: 'é' #1", "model": "no", "weights": "a.b/c-d"}
     recipe = parse_yaml(recipe_yaml(view(record(0, params={"x": True, "y": None, "on": "1e-3"}), spec=spec)), "the recipe")
     assert {key: recipe[key] for key in ("data", "model", "weights")} == {key: spec[key] for key in ("data", "model", "weights")}
-    assert (recipe["space"]["x"], recipe["space"]["y"], recipe["space"]["on"]) == (True, None, "1e-3")
+    assert (recipe["recipe"]["x"], recipe["recipe"]["y"], recipe["recipe"]["on"]) == (True, None, "1e-3")
 
 
 def test_plotly_offers_no_upload() -> None:

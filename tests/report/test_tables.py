@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from report_samples import SPACE, SPEC, failed, lifelike, record, view
+from report_samples import CRAFT, SPACE, SPEC, crafted, failed, lifelike, record, view
 
 from hpsearch.report import tables
 from hpsearch.types import Status
@@ -108,6 +108,32 @@ def test_edges_that_could_be_moved(name: str, value: float, edge: str | None) ->
 @pytest.mark.parametrize(("blocks", "edge"), [(6, None), (["a"] * 6, None), (9, "high"), (None, "high")])
 def test_all_blocks_frozen_is_an_edge_only_where_the_model_has_more(blocks: object, edge: str | None) -> None:
     assert tables.edge(view(facts={"blocks": blocks}), "frozen_layers", 6) == edge
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value", "edge"),
+    [
+        ("crop", {"low": 0.3, "high": 1.0}, 1.0, None),  # the whole image: there is no more
+        ("crop", {"low": 0.3, "high": 0.9}, 0.9, "high"),
+        ("crop", {"low": 0.3, "high": 1.0}, 0.3, "low"),
+        ("randaugment", {"low": 0, "high": 10}, 10, None),
+        ("optimizer", {"choices": ["adamw", "sgd"]}, "adamw", None),
+        ("momentum", {"low": 0.5, "high": 0.99}, None, None),
+    ],
+)
+def test_edges_beyond_the_core(name: str, entry: dict[str, object], value: object, edge: str | None) -> None:
+    assert tables.edge(view(spec=SPEC | {"space": {name: entry}}), name, value) == edge
+
+
+def test_what_a_trial_does_not_use_is_missing_and_what_the_study_fixes_is_listed() -> None:
+    study = crafted(30)
+    table = tables.trials(study)
+    assert table["momentum"].isna().tolist() == [r.params["optimizer"] != "sgd" for r in study.records]
+    rows = tables.configuration(study).set_index("parameter")
+    assert list(rows.index) == [*SPACE, *CRAFT, "mixup", "label_smoothing"]
+    assert rows.loc["momentum", "default_recipe"] is None
+    assert rows.loc["momentum", "searched"] == "0.5 to 0.99, only with optimizer sgd"
+    assert rows.loc["mixup"].tolist() == [0.2, 0.2, 0.2, "fixed", None]
 
 
 def test_configuration_puts_the_best_beside_the_default_recipe() -> None:

@@ -7,25 +7,44 @@ from hpsearch.errors import FixSetup
 from hpsearch.search import samplers
 from hpsearch.spec import SAMPLERS, parse_spec
 
+SPACE = parse_spec({}).parameters()
+
 
 def asked(make, n):
     """Parameters of `n` trials whose values depend on them."""
-    space = samplers.distributions(parse_spec({}).parameters())
+    space = samplers.distributions(SPACE)
     study = optuna.create_study()
     out = []
     for number in range(n):
-        study.sampler = make(space, number)
+        study.sampler = make(number)
         trial = study.ask(dict(space))
         study.tell(trial, trial.params["dropout"] + abs(trial.params["frozen_layers"] - 3) + trial.params["learning_rate"])
         out.append(trial.params)
     return out
 
 
-def test_a_tpe_told_its_space_proposes_what_optunas_own_does():
-    ours = asked(lambda space, number: samplers.make_sampler("tpe", space, 0, number), 25)
-    seeds = [samplers.seed_for(0, number, "sampler") for number in range(25)]
-    theirs = asked(lambda space, number: optuna.samplers.TPESampler(seed=seeds[number], n_startup_trials=samplers.STARTUP_TRIALS), 25)
+OPTUNAS = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=samplers.STARTUP_TRIALS),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=samplers.STARTUP_TRIALS),
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False),
+}
+
+
+@pytest.mark.parametrize("name", OPTUNAS)
+def test_a_sampler_told_its_space_proposes_what_optunas_own_does(name):
+    ours = asked(lambda number: samplers.make_sampler(name, SPACE, 0, number), 16)
+    theirs = asked(lambda number: OPTUNAS[name](samplers.seed_for(0, number, "sampler")), 16)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "conditional", "choices"), [("tpe", False, True), ("gp", False, True), ("cmaes", False, False), ("qmc", True, True)]
+)
+def test_what_is_modelled_together_does_not_depend_on_which_trials_came_first(name, conditional, choices):
+    given = {"optimizer": ["adamw", "sgd"], "momentum": {"low": 0.5, "high": 0.9}}
+    joint = samplers.joint_space(name, parse_spec({"space": given}).parameters())
+    assert ("momentum" in joint, "optimizer" in joint) == (conditional, choices)
+    assert {"learning_rate", "epochs"} <= set(joint)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
