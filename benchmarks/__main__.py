@@ -1,22 +1,44 @@
-"""`make bench`: everything; `python -m benchmarks NAME ...`: some of it."""
+"""`make bench`: everything; `python -m benchmarks NAME ...`: some of it; `--help` lists names and options."""
 
-import sys
+import argparse
+import inspect
 
-from benchmarks import default_study, orchestration, real_data, replay
+from benchmarks import default_study, orchestration, real_data, replay, search
 from benchmarks.common import machine
 
 ALL = {
-    "orchestration": orchestration.run,
-    "default_study": default_study.run,
-    "replay": replay.run,
-    "real_data": real_data.run,
+    "orchestration": orchestration,
+    "default_study": default_study,
+    "replay": replay,
+    "search": search,
+    "real_data": real_data,
 }
 
-if __name__ == "__main__":
-    names = sys.argv[1:] or list(ALL)
-    if unknown := [name for name in names if name not in ALL]:
-        sys.exit(f"no benchmark {unknown[0]}; there are: {', '.join(ALL)}")
+
+def main() -> None:
+    """Run the benchmarks that are named."""
+    listed = "\n".join(f"  {name:<15}{(module.__doc__ or '').splitlines()[0]}" for name, module in ALL.items())
+    parser = argparse.ArgumentParser("benchmarks", epilog=listed, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which, as listed below; all without one")
+    parser.add_argument("--form", choices=("small", "full"), help="two cores or one GPU (replay, search; default: what there is)")
+    parser.add_argument("--minutes", type=float, help="in all (replay)")
+    parser.add_argument("--cuts", help="only these numbers of frozen layers, such as 6 or 0,3,6 (replay)")
+    parser.add_argument("--per-cut", type=int, help="trials of each number of frozen layers (replay)")
+    parser.add_argument("--only", help="only these, such as tuned,hpsearch (replay, search)")
+    parser.add_argument("--wall", type=float, help="seconds of each search (search)")
+    parser.add_argument("--repeats", type=int, help="how often")
+    options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    names = options.pop("names") or list(ALL)
+    for name in names:
+        if name not in ALL:
+            parser.error(f"no benchmark {name}; there are: {', '.join(ALL)}")
+        if foreign := sorted(set(options) - set(inspect.signature(ALL[name].run).parameters)):
+            parser.error(f"{name} takes no --{foreign[0].replace('_', '-')}")
     print("machine:", ", ".join(f"{key} {value}" for key, value in machine().items()))
     for name in names:
         print()
-        ALL[name]()
+        ALL[name].run(**options)
+
+
+if __name__ == "__main__":
+    main()

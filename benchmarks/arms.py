@@ -1,247 +1,152 @@
-"""Ways to train one list of trials, each a process: `python -m benchmarks.arms ARM FOLDER THREADS LIST`; writes FOLDER/result.json.
+"""One arm in a process of its own: `run` starts it and measures its memory, `python -m benchmarks.arms ARM FOLDER` is it.
 
-Network, weights, data, optimiser, schedule, epochs and validation after every epoch are the same in all, so that the loops differ
-and the work does not. No trial is pruned. The clock runs from the first trial's start to the last one's end: imports and the
-creation of stores are outside.
+An arm is told its task by FOLDER/task.json and leaves FOLDER/result.json. Replayed lists are trained without pruning; "seconds" go
+from the first trial's start to the last one's end, "cold" is the whole process with imports, and the making of an empty MLflow store
+where one is used, which is measured once and copied.
 
-by_hand    what users glue, in the style of Optuna's PyTorch example: data set and DataLoader in the objective, SQLite, MLflow call by call
-tuned      the same by a careful person: data resident and normalised once, channels_last, fused AdamW, study in memory, no tracking
-ray        Ray Tune, the tuned loop in each trial, actors reused, as many at once as there are cores
-plain      hpsearch's kernel alone, one worker, activations computed at each step
+by_hand    B0: Optuna and SQLite, DataLoader, float32, MLflow call by call (by_hand.py)
+tuned      B1: resident data, channels_last, fused AdamW, bf16 where it pays, study in memory, no tracking
+ray        B2: the tuned loop on Ray Tune, actors reused (ray_tune.py)
+plain      hpsearch's kernel alone, one trial at a time, eager, activations computed at each step (ours.py)
+graphs     the same with captured steps; CUDA only, as the next
+slots      the same with several trials at once
 features   the same with activations of frozen blocks kept
-hpsearch   everything: two workers, storage, MLflow, report
+hpsearch   everything: workers, storage, MLflow, report
+
+Searches within a wall: median, top_k (B1), asha (B2), halving and our_median (hpsearch). judge: trains winners, scores the test split.
 """
 
+import importlib
 import json
 import os
-import resource
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-SPLIT = {"train_per_class": 5, "val": 400, "test": None}
-SEED = int(os.environ.get("ARM_SEED", "0"))
+import psutil
 
-
-def by_hand(folder, threads, trials):
-    import mlflow
-    import optuna
-    from torch.nn import functional as F
-    from torch.utils.data import DataLoader, TensorDataset
-
-    models, data, pre = room(threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment("by hand")
-    each = []
-
-    def objective(trial):
-        import torch
-
-        begun = time.monotonic()
-        params = trials[trial.number]
-        for name, value in params.items():
-            trial.suggest_float(name, value, value)
-        digits = data.embedded(pre, SPLIT, 0)
-        sets = {
-            n: TensorDataset(data.normalise(s.pixels(), pre.mean, pre.std), s.labels)
-            for n, s in (("train", digits.train), ("val", digits.val))
-        }
-        train = DataLoader(sets["train"], batch_size=int(params["batch_size"]), shuffle=True)
-        val = DataLoader(sets["val"], batch_size=128)
-        model, optimiser, schedule, epochs, k = start(models, params, len(train))
-        best = float("inf")
-        with mlflow.start_run(run_name=f"trial-{trial.number}"):
-            mlflow.log_params(params)
-            for epoch in range(epochs):
-                model.freeze(k)
-                total = 0.0
-                for x, y in train:
-                    optimiser.zero_grad()
-                    loss = F.cross_entropy(model(x), y)
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    total += loss.item()
-                model.eval()
-                losses, right = 0.0, 0
-                with torch.no_grad():
-                    for x, y in val:
-                        logits = model(x)
-                        losses += F.cross_entropy(logits, y, reduction="sum").item()
-                        right += (logits.argmax(1) == y).sum().item()
-                val_loss = losses / len(sets["val"])
-                best = min(best, val_loss)
-                mlflow.log_metric("train_loss", total / len(train), step=epoch)
-                mlflow.log_metric("val_loss", val_loss, step=epoch)
-                mlflow.log_metric("accuracy", right / len(sets["val"]), step=epoch)
-                trial.report(val_loss, epoch)
-        each.append(time.monotonic() - begun)
-        return best
-
-    study = optuna.create_study(storage=f"sqlite:///{folder}/optuna.db", study_name="by hand")
-    begun = time.monotonic()
-    study.optimize(objective, n_trials=len(trials))
-    return time.monotonic() - begun, each, [t.value for t in study.trials]
+Arm = Callable[[Path, dict[str, Any]], dict[str, Any]]
+PLACES = {
+    **dict.fromkeys(("by_hand", "tuned", "median", "top_k", "judge"), "by_hand"),
+    **dict.fromkeys(("ray", "asha"), "ray_tune"),
+    **dict.fromkeys(("plain", "graphs", "slots", "features", "hpsearch", "halving", "our_median"), "ours"),
+}
+STORES = ("by_hand", "hpsearch", "halving", "our_median")  # have MLflow
+LIMIT = 300.0  # seconds
+EVERY = 1.0  # seconds between looks at memory
 
 
-def tuned(folder, threads, trials):
-    del folder
-    loop = tuned_loop(threads)
-    begun, each, values = time.monotonic(), [], []
-    for params in trials:
-        at = time.monotonic()
-        values.append(min(loop(params)))
-        each.append(time.monotonic() - at)
-    return time.monotonic() - begun, each, values
+def arm(name: str) -> Arm:
+    """The arm's function, what it needs imported."""
+    if name == "prepare":
+        return prepare
+    module: Any = importlib.import_module(f"benchmarks.{PLACES[name]}")
+    if name in ("halving", "our_median"):
+        pruner = name.removeprefix("our_")
+        return lambda folder, task: module.search(folder, task | {"pruner": pruner})
+    if PLACES[name] == "ours" and name in module.RUNGS:
+        return lambda _, task: module.rung(name, task)
+    found: Arm = getattr(module, name)
+    return found
 
 
-def tuned_loop(threads):
-    """A function that trains one trial and yields its validation losses."""
-    import torch
-    from torch.nn import functional as F
-
-    models, data, pre = room(threads)
-    digits = data.embedded(pre, SPLIT, 0)
-    form = torch.channels_last
-    x, v = (data.normalise(s.pixels(), pre.mean, pre.std).contiguous(memory_format=form) for s in (digits.train, digits.val))
-    y, w = digits.train.labels, digits.val.labels
-
-    def loop(params):
-        batches = -(-len(y) // int(params["batch_size"]))
-        model, optimiser, schedule, epochs, k = start(models, params, batches)
-        model.to(memory_format=form)
-        for _ in range(epochs):
-            model.freeze(k)
-            for chosen in torch.randperm(len(y)).tensor_split(batches):
-                optimiser.zero_grad()
-                F.cross_entropy(model(x[chosen]), y[chosen]).backward()
-                optimiser.step()
-                schedule.step()
-            model.eval()
-            with torch.inference_mode():
-                logits = torch.cat([model(part) for part in v.split(128)])
-                yield F.cross_entropy(logits, w).item()
-
-    return loop
-
-
-def ray(folder, threads, trials):
-    import ray
-    from ray import tune
-
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-
-    def objective(config):
-        best = float("inf")
-        for loss in tuned_loop(threads)(trials[config["index"]]):
-            best = min(best, loss)
-            tune.report({"val_loss": loss, "best": best})
-
-    tuner = tune.Tuner(
-        tune.with_resources(objective, {"cpu": 1}),
-        param_space={"index": tune.grid_search(list(range(len(trials))))},  # no scheduler: the same work as in the other arms
-        tune_config=tune.TuneConfig(metric="val_loss", mode="min", reuse_actors=True),
-        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
-    )
-    begun = time.monotonic()
-    results = tuner.fit()
-    if results.errors:
-        raise results.errors[0]
-    seconds = time.monotonic() - begun
-    ordered = sorted(results, key=lambda r: r.config["index"])
-    return seconds, [r.metrics["time_total_s"] for r in ordered], [r.metrics["best"] for r in ordered]
-
-
-def plain(folder, threads, trials):
-    return kernel_alone(folder, threads, trials, memory=1)
-
-
-def features(folder, threads, trials):
-    return kernel_alone(folder, threads, trials, memory=None)
-
-
-def kernel_alone(folder, threads, trials, memory):
-    from hpsearch.finetune.kernel import FineTuneKernel
+def prepare(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Data as hpsearch makes it ready, for the arms that have no hpsearch to do it."""
+    from hpsearch.finetune.prepare import prepare as make_ready
     from hpsearch.spec import parse_spec
-    from hpsearch.types import Job, Trial
 
     del folder
-    kernel = FineTuneKernel(parse_spec({"threads": threads}).resolved() | {"device": "cpu", "memory": memory, "folder": ""})
-    kernel.resident()
-    begun, each, values = time.monotonic(), [], []
-    for number, params in enumerate(trials):
-        at = time.monotonic()
-        *_, (outcome,) = kernel.session(Job(0, (Trial(number, params),)))
-        values.append(outcome.val_loss)
-        each.append(time.monotonic() - at)
-    return time.monotonic() - begun, each, values
+    ready = make_ready(parse_spec(task["study"]).resolved() | {"folder": task["folder"]})
+    return {"index": ready.index, "blocks": ready.blocks}
 
 
-class Clock:
-    """From the first trial's start to the last trial's end."""
-
-    def __init__(self):
-        self.first = self.last = 0.0
-
-    def record(self, event):
-        from hpsearch.types import TrialEnded, TrialStarted
-
-        if isinstance(event, TrialStarted):
-            self.first = self.first or time.monotonic()
-        elif isinstance(event, TrialEnded):
-            self.last = time.monotonic()
-
-    def close(self):
-        pass
+# ---------------------------------------------------------------- from outside
 
 
-def hpsearch(folder, threads, trials):
-    from hpsearch import actions
-    from hpsearch.search.searcher import OptunaSearcher
-    from hpsearch.spec import load_spec
-    from hpsearch.types import Trial
+def new_store(place: Path) -> tuple[Path, float]:
+    """An empty MLflow store to copy, and the seconds that making it took."""
+    import mlflow  # noqa: F401  an arm imports it in its own time
 
-    OptunaSearcher.planned = lambda _: (Trial(n, params) for n, params in enumerate(trials))
-    settings = ["pruner=none", f"threads={threads}"]
-    spec = load_spec(None, settings, {"sampler": "random", "trials": len(trials), "name": "list"})
-    clock, where = Clock(), actions.place(Path(folder))
-    actions.run(spec, where, [clock])
-    records = actions.show(where, "list").records
-    return clock.last - clock.first, [r.seconds for r in records], [r.val_loss for r in records]
+    from hpsearch import tracking
+
+    begun = time.monotonic()
+    tracking.create_store(f"sqlite:///{place}/empty.db")
+    return place / "empty.db", time.monotonic() - begun
 
 
-def room(threads):
-    """The parts that all arms share."""
-    import torch
+def run(name: str, task: dict[str, Any], store: tuple[Path, float] | None = None, keep: dict[str, str] | None = None) -> dict[str, Any]:
+    """One arm's result with cold seconds and the peak of its memory; RuntimeError with its last words when it fails or takes too long."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        folder = Path(place)
+        (folder / "task.json").write_text(json.dumps(task))
+        uses_store = store is not None and name in STORES
+        if uses_store:
+            shutil.copy(store[0], folder / "mlflow.db")
+        threads = max([task["threads"], *(way["threads"] for way in task.get("variants", ()))])
+        environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")}
+        path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path, "HPSEARCH_CACHE": str(folder / "cache"), **(keep or {})}
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.arms", name, place]
+        before, begun = device_memory(), time.monotonic()
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            peak, on_device = 0, 0
+            while time.monotonic() - begun < LIMIT:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(EVERY)
+                    break
+                peak, on_device = max(peak, memory_of(process.pid)), max(on_device, device_memory() - before)
+            cold = time.monotonic() - begun
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode or not (folder / "result.json").exists():
+            raise RuntimeError(f"{name} ended with {process.returncode} after {cold:.0f} s: {(folder / 'log').read_text()[-2000:]}")
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    cold += (store[1] if uses_store else 0) - result.get("probe", 0.0)
+    return result | {"cold": cold, "memory_mb": peak, "device_used_mb": on_device}
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(SEED)
-    from hpsearch.finetune import data, models
 
-    return models, data, models.preprocessing("glyphnet", "DEFAULT", {})
-
-
-def start(models, params, batches):
-    """Model, optimiser and schedule of a trial, as torch has them."""
-    import torch
-
-    from hpsearch.finetune.optim import warmup_cosine
-
-    model = models.build("glyphnet", 10, "DEFAULT", 0).model
-    model.dropout.rate = torch.tensor(params["dropout"])
-    k, epochs = int(params["frozen_layers"]), int(params["epochs"])
-    optimiser = torch.optim.AdamW(model.freeze(k), lr=params["learning_rate"], weight_decay=params["weight_decay"], fused=True)
-    steps = epochs * batches
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_cosine(step, steps, batches))
-    return model, optimiser, schedule, epochs, k
+def memory_of(pid: int) -> int:
+    """MB of a process and all below it; what they share counts once (PSS, where the system tells it)."""
+    total = 0
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.Error):
+                info = process.memory_full_info()
+                total += getattr(info, "pss", info.rss)
+    return total >> 20
 
 
-ARMS = {arm.__name__: arm for arm in (by_hand, tuned, ray, plain, features, hpsearch)}
+def device_memory() -> int:
+    """MB in use on the GPU, contexts included; 0 without one."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return sum(int(line) for line in done.stdout.split() if line.isdigit())
+
+
+# ---------------------------------------------------------------- from inside
+
+
+def main() -> None:
+    """Be an arm."""
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    result = arm(name)(folder, json.loads((folder / "task.json").read_text()))
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and "device_mb" not in result:
+        result["device_mb"] = torch.cuda.max_memory_allocated() >> 20
+    (folder / "result.json").write_text(json.dumps(result))
+
 
 if __name__ == "__main__":
-    name, folder, threads, listed = sys.argv[1:]
-    seconds, each, values = ARMS[name](folder, int(threads), json.loads(Path(listed).read_text()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MB, this process; not its workers
-    Path(folder, "result.json").write_text(json.dumps({"seconds": seconds, "each": each, "values": values, "peak_mb": peak}))
+    main()
