@@ -36,12 +36,21 @@ ALIASES = {
     "medianpruner": "median",
     "nop": "none",
 }
-SESSION = ("name", "trials", "timeout", "workers", "data_root", "bad_files")  # may differ from one session of a study to the next
+SESSION = (
+    "name",
+    "trials",
+    "timeout",
+    "workers",
+    "trials_per_device",
+    "data_root",
+    "bad_files",
+)  # may differ from one session of a study to the next
 EMBEDDED_DATA = "digits"
 SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other data
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
+YOUNGER: Mapping[str, Any] = {"precision": "auto", "augment_views": 8}  # studies stored before these keys were in the file go on
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -171,6 +180,11 @@ class StudySpec(Part):
     timeout: Real | None = Field(None, gt=0, description="seconds")
     workers: Whole | Literal["auto"] = "auto"
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
+    trials_per_device: Whole | Literal["auto"] = Field("auto", description="trials at once in each worker")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the network's arithmetic; auto: bf16 where the device has it"
+    )
+    augment_views: Whole = Field(8, ge=0, le=1000, description="augmented versions of each image that are kept; 0: none")
     recipe: dict[str, Any] = Field(default_factory=dict, description="what is fixed; the rest is in the space, or at its default")
     space: dict[str, Any] = Field(default_factory=dict)
 
@@ -244,7 +258,7 @@ class StudySpec(Part):
 
 def comparable(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What of a resolved study makes its trials comparable; of its recipe, what differs from the defaults: the catalogue may grow."""
-    kept = {key: value for key, value in resolved.items() if key not in (*SESSION, "recipe")}
+    kept = {key: value for key, value in resolved.items() if key not in (*SESSION, "recipe") and YOUNGER.get(key) != value}
     recipe = resolved.get("recipe", {}).items()
     unusual = {name: value for name, value in recipe if name in CORE or value != CRAFT.get(name, {}).get("default")}
     return kept | ({"recipe": unusual} if unusual else {})
@@ -297,6 +311,8 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
         check_study_name(spec.study_name())
         if isinstance(spec.workers, int) and not 1 <= spec.workers <= 1024:
             raise FixInput(f"workers must be 'auto' or 1 to 1024, got {spec.workers}")
+        if isinstance(spec.trials_per_device, int) and not 1 <= spec.trials_per_device <= 64:
+            raise FixInput(f"trials_per_device must be 'auto' or 1 to 64, got {spec.trials_per_device}")
         space = spec.parameters()
         if spec.sampler == "grid":
             grid_size(space)

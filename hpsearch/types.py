@@ -116,6 +116,7 @@ class Facts:
     """What a worker found out when it loaded model and data: shown, recorded, and checked against the space."""
 
     values: Mapping[str, Any]
+    slots: int = 1  # trials that the worker can train at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +300,9 @@ Event: TypeAlias = StudyStarted | WorkerReady | TrialStarted | EpochDone | Trial
 
 Step: TypeAlias = tuple[Progress | Outcome, ...]
 Session: TypeAlias = Generator[Step, frozenset[int], None]
-"""Runs a job. Yields what is new (progress of live trials, outcomes of ended ones), is sent the trials to stop."""
+"""Runs a job. Yields what is new (progress of live trials, outcomes of ended ones), is sent the trials to stop.
+
+An empty step says that work was started: another session of the same kernel may go on meanwhile."""
 
 
 class Kernel(Protocol):
@@ -310,7 +313,14 @@ class Kernel(Protocol):
         ...
 
     def session(self, job: Job) -> Session:
-        """A generator over the job's epochs; a trial that fails is an `Outcome`, not an exception."""
+        """A generator over the job's epochs; a trial that fails is an `Outcome`, not an exception.
+
+        As many sessions as `Facts.slots` says may be open at once, each advanced in its turn.
+        """
+        ...
+
+    def worn(self) -> str:
+        """Why its process should be replaced once its sessions are over; "" while it need not."""
         ...
 
 
@@ -324,6 +334,7 @@ class Message:
     step: Step = ()
     done: bool = False
     error: HpsearchError | None = None  # the worker cannot work: the study ends
+    worn: str = ""  # why the worker takes no more jobs and is replaced once its sessions are over
 
 
 class Executor(Protocol):

@@ -26,13 +26,18 @@ class CurveKernel:
         self.sleep = config.get("sleep", 0.0)
         self.states = Path(config["states"]) if config.get("states") else None  # folder; trials that are stopped can go on
         self.faults = {int(k): v for k, v in config.get("faults", {}).items()}
+        self.slots, self.wears = config.get("slots", 1), config.get("worn", "")
         if config.get("broken"):
             raise FixInput(config["broken"])
 
     def facts(self):
         return Facts(
-            {"model": "curves", "parameters": 6, "data": "none", "train_images": 1, "val_images": 1, "test_images": 1, "pid": os.getpid()}
+            {"model": "curves", "parameters": 6, "data": "none", "train_images": 1, "val_images": 1, "test_images": 1, "pid": os.getpid()},
+            slots=self.slots,
         )
+
+    def worn(self):
+        return self.wears
 
     def session(self, job):
         for trial in job.trials:

@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
-from hpsearch.executors.worker import KernelRef, drive, ready, wants_answer
-from hpsearch.types import Job, Kernel, Message
+from hpsearch.executors.worker import KernelRef, Sessions, ready
+from hpsearch.types import Job, Message
 
 
 class InlineExecutor:
-    """Runs jobs inside `poll`, one epoch per call."""
+    """Runs jobs inside `poll`, each one step per call."""
 
     workers = 1
 
     def __init__(self, ref: KernelRef) -> None:
         self.ref = ref
-        self.kernel: Kernel | None = None
+        self.sessions: Sessions | None = None
+        self.slots = 0
         self.pending: list[Message] = []
-        self.job: Job | None = None
-        self.session: Generator[Message, frozenset[int], None] | None = None
-        self.waiting = False
 
     def start(self) -> None:
         """Build the kernel."""
-        self.kernel, message = ready(self.ref, 0)
+        kernel, message = ready(self.ref, 0)
+        if kernel is not None and message.facts is not None:
+            self.sessions, self.slots = Sessions(kernel, 0), message.facts.slots
         self.pending.append(message)
 
     def free(self) -> int:
-        """1 when no job is live and the kernel is ready."""
-        return int(self.session is None and self.kernel is not None)
+        """How many jobs could start at once."""
+        return self.slots - len(self.sessions.live) if self.sessions is not None else 0
 
     def submit(self, job: Job) -> None:
         """Open the job's session; it advances in `poll`."""
+        assert self.sessions is not None
         assert self.free(), "submit only to a free executor"
-        assert self.kernel is not None
-        self.job, self.session = job, drive(self.kernel, job, 0)
-        self.pending.append(next(self.session))
+        self.sessions.begin(job)
 
     def poll(self, timeout: float) -> list[Message]:
-        """The next message, if any; never waits."""
+        """What one turn of every session has come to; never waits."""
         del timeout
-        if not self.pending and self.session is not None and not self.waiting:
-            self.pending.append(self.session.send(frozenset()))
         messages, self.pending = self.pending, []
-        for message in messages:
-            self.waiting = wants_answer(message)
-            if message.done:
-                self.session = None
-        return messages
+        return messages + (list(self.sessions.advance()) if self.sessions is not None else [])
 
     def answer(self, job: int, stop: frozenset[int]) -> None:
-        """Advance the session by one step."""
-        assert self.session is not None
-        assert self.job is not None
-        assert self.job.id == job, "answer the job that waits"
-        self.waiting = False
-        self.pending.append(self.session.send(stop))
+        """Let the job's session go on, in `poll`."""
+        assert self.sessions is not None
+        assert job in self.sessions.live, "answer a job that waits"
+        self.sessions.answer(job, stop)
 
     def close(self) -> None:
-        """Drop the session and the kernel."""
-        if self.session is not None:
-            self.session.close()
-        self.session = self.kernel = None
+        """Drop the sessions and the kernel."""
+        for session in self.sessions.live.values() if self.sessions is not None else ():
+            session.close()
+        self.sessions = None

@@ -15,25 +15,27 @@ from typing import Any
 
 from hpsearch.errors import FixSetup
 from hpsearch.executors.aside import call, launch
-from hpsearch.executors.worker import KernelRef, drive, failures, ready, wants_answer
+from hpsearch.executors.worker import KernelRef, Sessions, failures, ready
 from hpsearch.machine import ignore_signals, shielded
 from hpsearch.types import Job, Message, Outcome, Say
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
-    """A worker's life: say what it is, then run the jobs that come, until the connection closes."""
+    """A worker's life: say what it is, then run the jobs that come, until the connection closes or the process is worn out."""
     ignore_signals()
     try:
         kernel, message = ready(ref, worker)
         connection.send(message)
-        while kernel is not None:
-            job: Job = connection.recv()
-            session = drive(kernel, job, worker)
-            message = next(session)
-            while not message.done:
+        sessions = Sessions(kernel, worker) if kernel is not None else None
+        while sessions is not None and (sessions.live or not sessions.worn):
+            while connection.poll(0 if sessions.ready else None):
+                order: Job | tuple[int, frozenset[int]] = connection.recv()
+                if isinstance(order, Job):
+                    sessions.begin(order)
+                else:
+                    sessions.answer(*order)
+            for message in sessions.advance():
                 connection.send(message)
-                message = session.send(connection.recv() if wants_answer(message) else frozenset())
-            connection.send(message)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the orchestrator is gone: so is the reason to train
 
@@ -44,9 +46,14 @@ class Seat:
 
     process: ForkServerProcess
     connection: Connection
-    ready: bool = False
-    job: Job | None = None
-    live: set[int] = field(default_factory=set)
+    slots: int = 0  # jobs that it takes at once; 0 until it is ready
+    jobs: dict[int, set[int]] = field(default_factory=dict)  # live trials by job
+    worn: bool = False  # it takes no more jobs
+
+    @property
+    def free(self) -> int:
+        """Jobs that could start."""
+        return 0 if self.worn else self.slots - len(self.jobs)
 
 
 class ProcessExecutor:
@@ -85,13 +92,14 @@ class ProcessExecutor:
         return Seat(process, ours)
 
     def free(self) -> int:
-        """Workers that are ready and have no job."""
-        return sum(seat.ready and seat.job is None for seat in self.seats)
+        """How many jobs could start at once."""
+        return sum(seat.free for seat in self.seats)
 
     def submit(self, job: Job) -> None:
-        """Send the job to a free worker."""
-        seat = next(seat for seat in self.seats if seat.ready and seat.job is None)
-        seat.job, seat.live = job, {trial.number for trial in job.trials}
+        """Send the job to the worker with most room."""
+        seat = max(self.seats, key=lambda seat: seat.free)
+        assert seat.free > 0, "submit only to a free executor"
+        seat.jobs[job.id] = {trial.number for trial in job.trials}
         with suppress(OSError):  # it just died: poll() notices and ends its trials
             seat.connection.send(job)
 
@@ -101,44 +109,43 @@ class ProcessExecutor:
         out: list[Message] = []
         for connection in multiprocessing.connection.wait(list(seats), timeout):
             worker = seats[connection]  # type: ignore[index]
-            out.append(self.hear(worker))
+            out += self.hear(worker)
         return out
 
-    def hear(self, worker: int) -> Message:
-        """One message from a worker that has something to say, or its obituary."""
+    def hear(self, worker: int) -> list[Message]:
+        """A message from a worker that has something to say, or its obituary."""
         seat = self.seats[worker]
         try:
             message: Message = seat.connection.recv()
         except (EOFError, OSError):
             return self.bury(worker)
-        seat.ready = seat.ready or message.facts is not None
-        seat.live -= {item.trial for item in message.step if isinstance(item, Outcome)}
-        if message.done:
-            seat.job = None
-        return message
+        if message.facts is not None:
+            seat.slots = message.facts.slots
+        if message.job is not None:
+            seat.jobs[message.job] -= {item.trial for item in message.step if isinstance(item, Outcome)}
+            if message.done:
+                del seat.jobs[message.job]
+        seat.worn = seat.worn or bool(message.worn)
+        return [message]
 
-    def bury(self, worker: int) -> Message:
+    def bury(self, worker: int) -> list[Message]:
         """Replace a dead worker; its live trials failed with it."""
         seat = self.seats[worker]
         seat.process.join()
         code = seat.process.exitcode or 0
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         seat.connection.close()
-        if not seat.ready:
-            return Message(worker, None, error=FixSetup(f"worker {worker} {cause} before it was ready: is there enough memory?"))
+        if not seat.slots:
+            return [Message(worker, None, error=FixSetup(f"worker {worker} {cause} before it was ready: is there enough memory?"))]
         self.seats[worker] = self.hire(worker)
-        return Message(
-            worker,
-            seat.job.id if seat.job else None,
-            step=failures(seat.live, f"worker {worker} {cause} while training"),
-            done=seat.job is not None,
-        )
+        reason = f"worker {worker} {cause} while training"
+        return [Message(worker, job, step=failures(live, reason), done=True) for job, live in seat.jobs.items()]
 
     def answer(self, job: int, stop: frozenset[int]) -> None:
         """Send the verdict to the worker that has the job."""
-        seat = next(seat for seat in self.seats if seat.job is not None and seat.job.id == job)
+        seat = next(seat for seat in self.seats if job in seat.jobs)
         with suppress(OSError):  # as in submit()
-            seat.connection.send(stop)
+            seat.connection.send((job, stop))
 
     def close(self) -> None:
         """End all workers, at once."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpsearch.errors import FixSetup, HpsearchError
@@ -40,7 +40,8 @@ def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
 def drive(kernel: Kernel, job: Job, worker: int) -> Generator[Message, frozenset[int], None]:
     """Run a job's session: yields its messages, the last one `done`; is sent the trials to stop after each.
 
-    Whatever a session raises ends its live trials as FAILED, never the worker.
+    A message without steps says that another session may go on. Whatever a session raises ends its live trials as FAILED,
+    never the worker.
     """
     live = {trial.number for trial in job.trials}
     stop: frozenset[int] = frozenset()
@@ -56,6 +57,41 @@ def drive(kernel: Kernel, job: Job, worker: int) -> Generator[Message, frozenset
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     yield Message(worker, job.id, step=failures(live, reason), done=True)
+
+
+class Sessions:
+    """A worker's live sessions, each advanced in its turn; one that has reported progress waits for the verdict."""
+
+    def __init__(self, kernel: Kernel, worker: int) -> None:
+        self.kernel, self.worker = kernel, worker
+        self.live: dict[int, Generator[Message, frozenset[int], None]] = {}  # by job
+        self.ready: dict[int, frozenset[int] | None] = {}  # by job: the verdict to go on with; None to begin
+        self.worn = ""  # why no more jobs are taken
+
+    def begin(self, job: Job) -> None:
+        """Open a job's session."""
+        self.live[job.id] = drive(self.kernel, job, self.worker)
+        self.ready[job.id] = None
+
+    def answer(self, job: int, stop: frozenset[int]) -> None:
+        """Let a job's session go on, without the trials in `stop`."""
+        self.ready[job] = stop
+
+    def advance(self) -> Iterator[Message]:
+        """Give each session that can go on one turn; what they have to say."""
+        for job, stop in list(self.ready.items()):
+            session = self.live[job]
+            message = next(session) if stop is None else session.send(stop)
+            if wants_answer(message):
+                del self.ready[job]
+            else:
+                self.ready[job] = frozenset()
+            if message.done:
+                del self.live[job], self.ready[job]
+                self.worn = self.worn or self.kernel.worn()
+                message = replace(message, worn=self.worn)
+            if message.step or message.done:
+                yield message
 
 
 def failures(trials: set[int], reason: str) -> tuple[Outcome, ...]:

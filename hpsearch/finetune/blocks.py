@@ -15,22 +15,17 @@ from hpsearch.finetune.cuts import Block, Cuts
 
 
 class Dropout(nn.Module):
-    """Dropout whose rate is a tensor and whose random numbers come from the trial's own generator.
-
-    A rate held as a tensor can change without recompiling a captured step; an own generator keeps a trial's draws
-    independent of whatever else runs in the process.
-    """
+    """Dropout whose rate is a tensor, which can change without capturing a step anew."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rate = torch.zeros(())
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero each element with probability `rate` and rescale, when training; shape kept."""
         if not self.training:
             return x
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.rate
+        keep = torch.rand(x.shape, device=x.device) >= self.rate
         return x * keep / (1 - self.rate)
 
 
@@ -51,7 +46,12 @@ class FineTuneModel(nn.Module):
         saved = net.state_dict().keys()
         self.loose = {name: buffer.clone() for name, buffer in net.named_buffers() if name not in saved}  # not in its state
         if not self.cacheable:
-            self.head.register_forward_pre_hook(lambda _, inputs: (self.dropout(inputs[0]), *inputs[1:]))
+            self.head.register_forward_pre_hook(self.drop_input)  # a method: a deep copy's hook is its own
+
+    def drop_input(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Dropout on what the head is given."""
+        del head
+        return (self.dropout(inputs[0]), *inputs[1:])
 
     @property
     def cacheable(self) -> bool:

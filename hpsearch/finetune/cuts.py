@@ -40,6 +40,7 @@ class Cuts:
     runs: tuple[Run, ...] = ()  # one a block; empty when the network could not be traced
     tail: Run | None = None  # from the input of the head to the output
     before: str = ""  # name of the dropout that acts on the input of the head, if there is one
+    plain: bool = False  # whether the tail is the head and nothing more
 
 
 class NoCuts(Exception):
@@ -288,6 +289,7 @@ def assemble(net: nn.Module, groups: list[list[Segment]], closing: Segment, head
         runs=tuple(compile_part(net, part, start, out) for part, start, out in zip(parts, [entry, *outs], outs, strict=False)),
         tail=compile_part(net, closing.nodes, outs[-1] if outs else entry, closing.out),
         before=dropout_before(head, net),
+        plain=closing.nodes == [head],
     )
 
 

@@ -1,90 +1,88 @@
-"""The reference loop: fine-tune one trial, yielding after every epoch.
+"""The reference loop: fine-tune one trial, yielding after every step and, with its progress, after every epoch.
 
-Notation: N images in a batch, K classes, k frozen blocks. The session yields `Progress`, is sent the trials to stop,
-and yields the `Outcome` last. It owns nobody and does no input or output but the checkpoint it writes.
+Notation: N images of the training split, n in a batch, K classes, k frozen blocks. A session owns nobody and does no input or output
+but the checkpoint it writes. An empty step says that work was started and another session may go on: sessions share a device by turns.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hpsearch.finetune import data as datasets
-from hpsearch.finetune import metrics, models, optim
+from hpsearch.finetune import heads, metrics, models
+from hpsearch.finetune.augment import Strengths
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
+from hpsearch.finetune.heads import Heads, Request
 from hpsearch.finetune.images import Preprocessing
-from hpsearch.finetune.memory import Parts, attempt
+from hpsearch.finetune.memory import Parts
+from hpsearch.finetune.packing import Packing
+from hpsearch.finetune.recipe import Recipe
+from hpsearch.finetune.schedules import factor
+from hpsearch.finetune.slot import Slot
 from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
+from hpsearch.finetune.step import Shape
 from hpsearch.seeds import seed_for
-from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Trial, score_of
+from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Step, Trial, score_of
+
+VIEWS = 8  # of augmented images behind a cut that are kept
+LEAK = 2**20  # bytes on the device that a trial may keep: rounding, libraries' work spaces
 
 
-@dataclass(frozen=True)
-class Resident:
+@dataclass
+class Shared:
     """What all trials of a study share on the device."""
 
-    model: models.FineTuneModel
     initial: dict[str, Tensor]  # the network's state at the start of every trial; its new head is the study's
     preprocessing: Preprocessing
     weights: str  # which were loaded, and what of them did not fit
     data: datasets.Data
     features: Features
-    y_train: Tensor  # (N_train,)
+    y_train: Tensor  # (N,)
     y_val: Tensor
+    packing: Packing
+    heads: Heads
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A trial's hyperparameters as the loop uses them."""
-
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    weight_decay: float
-    dropout: float
-    frozen_layers: int
-
-    @classmethod
-    def of(cls, params: Params) -> Recipe:
-        """From sampled values; KeyError or ValueError when one is missing or no number."""
-        return cls(
-            learning_rate=float(str(params["learning_rate"])),
-            batch_size=int(str(params["batch_size"])),
-            epochs=int(str(params["epochs"])),
-            weight_decay=float(str(params["weight_decay"])),
-            dropout=float(str(params["dropout"])),
-            frozen_layers=int(str(params["frozen_layers"])),
-        )
+    @property
+    def model(self) -> models.FineTuneModel:
+        """The first slot's network."""
+        return self.packing.slots[0].model
 
 
 class FineTuneKernel:
     """Fine-tunes one architecture on one data set; `config` is JSON-able and holds the study's fixed part.
 
     Keys: those of a resolved study, and index and weights_digest (from `prepare`), folder (for checkpoints), device, threads,
-    workers, memory [bytes].
+    workers, memory [bytes], graphs (False: steps on CUDA are not captured).
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
         self.seed, self.objective = int(config["seed"]), str(config["objective"])
-        self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)))
+        self.fixed: Params = config.get("recipe") or {}
+        self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)), config.get("precision", "auto"))
+        self.slots = self.context.slots(config.get("trials_per_device", "auto"))
         self.parts = Parts()
+        self.leaked = 0  # bytes
 
-    def resident(self) -> Resident:
+    # ---------------------------------------------------------------- what trials share
+
+    def resident(self) -> Shared:
         """Data and weights on the device, built once."""
         return self.context.fetch("resident", self.load)
 
-    def load(self) -> Resident:
+    def load(self) -> Shared:
         """Open the prepared data and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
         pre = models.preprocessing(cfg["model"], cfg["weights"], cfg["preprocess"])
@@ -92,123 +90,189 @@ class FineTuneKernel:
         built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), cfg["preprocess"])
         # channels_last: training a little, evaluation up to 1.7 times faster on this CPU (studies/LOG.md); GPUs want it too.
         model = built.model.to(device).to(memory_format=torch.channels_last)
+        initial = {k: v.to(device) for k, v in built.initial.items()}
         workers = cfg["workers"] if isinstance(cfg.get("workers"), int) else 1
         memory = int(cfg.get("memory") or self.context.memory_budget(workers))
-        return Resident(
-            model,
-            {k: v.to(device) for k, v in built.initial.items()},
-            pre,
-            built.matched.text(),
-            data,
-            Features(model, data, pre, device, memory),
-            y_train=data.train.labels.to(device),
-            y_val=data.val.labels.to(device),
-        )
+        y_train, y_val = data.train.labels.to(device), data.val.labels.to(device)
+        model.eval()
+        features = Features(copy.deepcopy(model) if model.cacheable else model, data, pre, self.context, memory, self.seed)
+        networks = [model, *(copy.deepcopy(model) for _ in range(self.slots - 1))]
+        slots = [Slot(i, net, initial, features, y_train, len(data.classes), self.context, self.parts) for i, net in enumerate(networks)]
+        packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)))
+        return Shared(initial, pre, built.matched.text(), data, features, y_train, y_val, packing, Heads())
 
     def facts(self) -> Facts:
         """Load everything and describe it."""
         r = self.resident()
         model, data = r.model, r.data
-        return Facts(
-            {
-                "model": self.config["model"],
-                "weights": r.weights,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "blocks": len(model.blocks),
-                "shares_frozen_features": model.cacheable or model.reason,
-                "image_size": r.preprocessing.size,
-                "data": self.config["data"],
-                "classes": list(data.classes),
-                "train_images": len(data.train),
-                "val_images": len(data.val),
-                "test_images": len(data.test),
-                "data_digest": data.digest,
-                "weights_digest": self.config.get("weights_digest", ""),
-                **self.context.describe(),
-            }
-        )
+        values = {
+            "model": self.config["model"],
+            "weights": r.weights,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "blocks": len(model.blocks),
+            "shares_frozen_features": model.cacheable or model.reason,
+            "image_size": r.preprocessing.size,
+            "data": self.config["data"],
+            "classes": list(data.classes),
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "test_images": len(data.test),
+            "data_digest": data.digest,
+            "weights_digest": self.config.get("weights_digest", ""),
+            "trials_per_device": self.slots,
+            **self.context.describe(),
+        }
+        return Facts(values, slots=self.slots)
+
+    # ---------------------------------------------------------------- turns
 
     def session(self, job: Job) -> Session:
         """Train the job's trials one after the other."""
         for trial in job.trials:
             try:
-                yield from self.train(trial)
+                yield from self.turns(trial, Recipe.of({**self.fixed, **trial.params}))
             except (RuntimeError, ValueError, KeyError, OSError) as error:
                 yield (Outcome(trial.number, Status.FAILED, error=f"{type(error).__name__}: {error}"),)
 
-    def train(self, trial: Trial) -> Session:
+    def turns(self, trial: Trial, recipe: Recipe) -> Session:
+        """Train a trial in a slot whose random numbers and stream are in place whenever it is its turn."""
+        packing, k = self.resident().packing, recipe.cuts(len(self.resident().model.blocks))[0]
+        while not packing.free() or (slot := packing.take(recipe, self.steps(recipe), self.resident().features.val(k))) is None:
+            yield ()
+        before = self.context.allocated() if len(packing.busy) == 1 else None
+        session = self.train(trial, recipe, slot)
+        advance = functools.partial(next, session)
+        try:
+            while True:
+                with slot.turn():
+                    try:
+                        step = advance()
+                    except StopIteration:
+                        break
+                advance = functools.partial(session.send, (yield step))
+        finally:
+            packing.busy.discard(slot.index)
+            session.close()
+        del session, advance
+        if before is not None and not packing.busy:
+            self.leaked = max(self.leaked, self.context.allocated() - before)
+
+    def steps(self, recipe: Recipe) -> list[tuple[Shape, Tensor]]:
+        """The shapes of a trial's steps with an input for each; on a CPU, where nothing is captured or measured, none."""
+        r, found = self.resident(), []
+        if self.context.cuda:
+            images = len(r.data.train)
+            sizes = {len(part) for part in torch.arange(images).tensor_split(epoch_batches(images, recipe.batch_size))}
+            for k in recipe.cuts(len(r.model.blocks)):
+                reader = self.reader(recipe, k, 1)
+                for size in sizes:
+                    x = reader.read(torch.arange(size, device=self.context.device))
+                    found.append((r.packing.slots[0].shape(recipe, k, size, reader.kept), x))
+        return found
+
+    def reader(self, recipe: Recipe, k: int, epoch: int) -> Reader:
+        """The training images behind k blocks in an epoch."""
+        features = self.resident().features
+        if recipe.cutmix:
+            return features.passing("train")
+        views = int(self.config.get("augment_views", VIEWS))
+        return features.train(k, Strengths.values(recipe) if recipe.augments else (), epoch - 1, views)
+
+    def worn(self) -> str:
+        """Why this process should be replaced by a new one; "" while it need not."""
+        return f"{self.leaked / 2**20:.0f} MiB on the device were not given back" if self.leaked > LEAK else ""
+
+    # ---------------------------------------------------------------- a trial
+
+    def train(self, trial: Trial, recipe: Recipe, slot: Slot) -> Session:
         """Fine-tune one trial, from its beginning or from a state; keeps the weights of the epoch that `rank` likes best."""
         start = time.monotonic()
-        recipe, r = Recipe.of(trial.params), self.resident()
-        live = self.set_up(trial, recipe, r)
-        model, k = live.model, live.frozen
-        inputs = r.features.at(k)
-        train, images = inputs["train"], inputs["train"].images
+        r, blocks = self.resident(), len(slot.model.blocks)
+        images = len(r.data.train)
         batches = epoch_batches(images, recipe.batch_size)
-        steps = recipe.epochs * batches
+        live = Live(slot.model, recipe.frozen_layers, slot.begin(recipe))
         if trial.resume is not None:
             load_state(live, Path(trial.resume))
         start -= live.seconds
+        plan = Plan(recipe, batches)
         stop: frozenset[int] = frozenset()
-        while live.epoch < recipe.epochs and trial.number not in stop:
+        while not plan.over(live) and trial.number not in stop:
             live.epoch += 1
-            model.freeze(k)
-            torch.manual_seed(seed_for(self.seed, trial.number, f"epoch {live.epoch}"))  # the network's own dropouts draw from there
-            losses = torch.zeros((), device=self.context.device)
-            order = torch.randperm(images, generator=live.generators["shuffle"]).to(self.context.device)
+            k = recipe.frozen(live.epoch, blocks)
+            slot.model.freeze(k)
+            reader = self.reader(recipe, k, live.epoch)
+            self.context.draws.seed(seed_for(self.seed, trial.number, f"epoch {live.epoch}"))
+            slot.shares.manual_seed(seed_for(self.seed, trial.number, f"mix {live.epoch}"))
+            shuffle = torch.Generator().manual_seed(seed_for(self.seed, trial.number, f"shuffle {live.epoch}"))
+            order = torch.randperm(images, generator=shuffle).to(self.context.device).tensor_split(batches)
             begun = time.monotonic()
-            for chosen in order.tensor_split(batches):
-                factor = optim.warmup_cosine(live.step, steps, warmup=batches)
-                live.optimiser.learning_rate.fill_(recipe.learning_rate * factor)
-                losses += self.gradients(live, r, train, chosen)
-                live.optimiser.step()
-                live.largest = max(live.largest, len(chosen))
-                live.step += 1
-            train_loss = (losses / batches).item()
+            alone = reader.kept and heads.fits(recipe, slot.model)
+            loss = yield from (self.head_epoch if alone else self.epoch)(live, slot, plan, reader, order)
+            yield from self.caught_up()
             rate = images / max(time.monotonic() - begun, 1e-9)
-            scores, confusion = self.evaluate(r, inputs["val"], k)
+            logits = slot.logits(r.features.val(k), k)
+            yield from self.caught_up()
+            scores, confusion = metrics.evaluate(logits, r.y_val)
             now = Progress(
                 trial.number,
                 live.epoch,
                 recipe.epochs,
                 scores.pop("loss"),
-                train_loss,
-                scores | {"learning_rate": live.optimiser.learning_rate.item()},
+                loss.item() / batches,
+                scores | {"learning_rate": recipe.learning_rate * plan.factor(live.step - 1)},
                 time.monotonic() - start,
                 rate,
             )
             if not (math.isfinite(now.val_loss) and math.isfinite(now.train_loss)):
                 yield (diverged(now, recipe),)
                 return
+            live.stale += 1
             if live.best is None or self.rank(now) < self.rank(live.best.progress):
-                live.best = Kept(now, {name: t.detach().clone() for name, t in model.trainable_state(k).items()}, confusion)
+                state = {name: t.detach().clone() for name, t in slot.model.trainable_state(recipe.frozen_layers).items()}
+                live.best, live.stale = Kept(now, state, confusion), 0
+            live.seconds = now.seconds
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
-        live.seconds = now.seconds
-        yield (self.outcome(trial, live, effective(recipe, live, steps // batches), trial.number not in stop or now.epoch == now.epochs),)
+        yield (self.outcome(trial, live, effective(trial.params, recipe, live, slot), plan.over(live)),)
 
-    def set_up(self, trial: Trial, recipe: Recipe, r: Resident) -> Live:
-        """The model as at the start of every trial, with the trial's own optimiser and random numbers."""
-        r.model.restore(r.initial)
-        r.model.dropout.rate = torch.tensor(recipe.dropout, device=self.context.device)
-        dropout = r.model.dropout.generator = self.generator(trial.number, "dropout")
-        learning_rate = torch.tensor(recipe.learning_rate, device=self.context.device)
-        optimiser = optim.AdamW(r.model.freeze(recipe.frozen_layers), learning_rate, recipe.weight_decay)
-        generators = {"dropout": dropout, "shuffle": self.generator(trial.number, "shuffle", device="cpu")}
-        return Live(r.model, recipe.frozen_layers, optimiser, generators)
+    def epoch(self, live: Live, slot: Slot, plan: Plan, reader: Reader, order: tuple[Tensor, ...]) -> Generator[Step, Any, Tensor]:
+        """One pass over the training images; the sum of the steps' losses, on the device."""
+        recipe, losses = plan.recipe, torch.zeros((), device=self.context.device)
+        k = recipe.frozen(live.epoch, len(slot.model.blocks))
+        for chosen in order:
+            slot.hyper.learning_rate.fill_(recipe.learning_rate * plan.factor(live.step))
+            slot.draw_shares(recipe)
+            shape = slot.shape(recipe, k, len(chosen), reader.kept)
+            losses += slot.step(shape, live.optimiser, reader.read(chosen), slot.labels[chosen])
+            live.largest = max(live.largest, len(chosen))
+            live.step += 1
+            yield ()
+        return losses
 
-    def gradients(self, live: Live, r: Resident, train: Reader, chosen: Tensor) -> Tensor:
-        """Gradients of one batch, in parts where it does not fit into memory; its mean loss."""
-        model, k = live.model, live.frozen
-        draws = live.generators["dropout"].get_state()
+    def head_epoch(self, live: Live, slot: Slot, plan: Plan, reader: Reader, order: tuple[Tensor, ...]) -> Generator[Step, Any, Tensor]:
+        """The same for a trial that trains its head alone: its steps are taken together with those of other such trials."""
+        r, losses = self.resident(), torch.zeros((), device=self.context.device)
+        head = slot.head(live.optimiser)
+        for chosen in order:
+            x, target, scale = slot.head_batch(reader.read(chosen), slot.labels[chosen])
+            request = r.heads.request(Request(head, x, target, scale, plan.recipe.learning_rate * plan.factor(live.step)))
+            if len(r.packing.busy) > 1:
+                yield ()
+            if request.loss is None:
+                r.heads.flush()
+            assert request.loss is not None
+            losses += request.loss
+            live.largest = max(live.largest, len(chosen))
+            live.step += 1
+        slot.keep_head(head, live.optimiser)
+        return losses
 
-        def begin() -> None:
-            live.optimiser.zero_grad()
-            live.generators["dropout"].set_state(draws)
-
-        def loss_of(part: Tensor) -> Tensor:
-            return F.cross_entropy(model.suffix(train.read(part), k), r.y_train[part])
-
-        return self.parts.backward((k, len(chosen)), chosen, loss_of, begin)
+    def caught_up(self) -> Session:
+        """Let others go on until the device has done what was asked of it so far."""
+        if self.context.cuda:
+            event = torch.cuda.Event()
+            event.record()
+            while not event.query():
+                yield ()
 
     def rank(self, progress: Progress) -> tuple[float, float]:
         """What makes an epoch's weights the ones to keep, less being better: the objective, then the validation loss."""
@@ -216,19 +280,6 @@ class FineTuneKernel:
         if score is None:
             raise ValueError(f"this data has no {self.objective}: choose another objective")
         return OBJECTIVES[self.objective] * score, progress.val_loss
-
-    def evaluate(self, r: Resident, val: Reader, k: int) -> tuple[dict[str, float], Tensor]:
-        """Scores and confusion matrix on the validation split, in eval mode."""
-        r.model.eval()
-
-        def scores() -> tuple[dict[str, float], Tensor]:
-            with torch.no_grad():
-                logits = torch.cat([r.model.suffix(val.read(chosen), k) for chosen in r.features.batches(val.images)])
-                return metrics.evaluate(logits, r.y_val)
-
-        while (found := attempt(scores)) is None:
-            r.features.halve()
-        return found
 
     def outcome(self, trial: Trial, live: Live, used: Params, finished: bool) -> Outcome:
         """The result of a trial that no error cut short; writes the whole model of a finished one, the state of one that may go on."""
@@ -261,9 +312,22 @@ class FineTuneKernel:
             state=state,
         )
 
-    def generator(self, number: int, purpose: str, device: str | None = None) -> torch.Generator:
-        """Random numbers of one trial for one purpose, independent of everything else in the process."""
-        return torch.Generator(device or self.context.device).manual_seed(seed_for(self.seed, number, purpose))
+
+@dataclass(frozen=True)
+class Plan:
+    """A trial's way through its steps."""
+
+    recipe: Recipe
+    batches: int  # in an epoch
+
+    def factor(self, step: int) -> float:
+        """On the learning rate."""
+        recipe = self.recipe
+        return factor(recipe.schedule, step, recipe.epochs * self.batches, round(recipe.warmup_epochs * self.batches))
+
+    def over(self, live: Live) -> bool:
+        """Whether all epochs are done, or none of the last ones was of use."""
+        return live.epoch >= self.recipe.epochs or 0 < self.recipe.early_stopping <= live.stale
 
 
 def epoch_batches(images: int, batch_size: int) -> int:
@@ -271,20 +335,17 @@ def epoch_batches(images: int, batch_size: int) -> int:
     return max(1, min(math.ceil(images / batch_size), images // 2))
 
 
-def effective(recipe: Recipe, live: Live, epochs: int) -> Params:
-    """The hyperparameters as the trainer used them, read back from its own state.
+def effective(params: Params, recipe: Recipe, live: Live, slot: Slot) -> Params:
+    """The trial's hyperparameters as the trainer used them, read back from its own state where it keeps them.
 
     Epochs are those the schedule was made for, also when the trial was stopped before. The batch size is that of the largest
-    batch: 50 images in batches of at most 32 are two of 25. Rates are float32.
+    batch: 50 images in batches of at most 32 are two of 25. Numbers in tensors are float32.
     """
-    return {
-        "learning_rate": recipe.learning_rate,
-        "batch_size": live.largest,
-        "epochs": epochs,
-        "weight_decay": live.optimiser.groups[0][1],
-        "dropout": live.model.dropout.rate.item(),
-        "frozen_layers": live.model.frozen(),
-    }
+    used = asdict(recipe)
+    used |= {name: getattr(slot.hyper, name).item() for name in ("weight_decay", "momentum", "label_smoothing", "l1", "l2_sp", "clip_norm")}
+    used |= {"batch_size": live.largest, "dropout": slot.model.dropout.rate.item(), "frozen_layers": slot.model.frozen()}
+    used |= {"optimizer": live.optimiser.kind, "layer_decay": live.optimiser.used}
+    return {name: used[name] for name in params}
 
 
 def diverged(now: Progress, recipe: Recipe) -> Outcome:

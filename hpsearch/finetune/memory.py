@@ -1,8 +1,8 @@
-"""Out of memory, handled below the search: a batch that does not fit is trained in parts, and keeps its size.
+"""Memory: how much a trial will need, and what happens when there is not enough.
 
-Gradients of the parts add up to those of the batch. With BatchNorm that is trained each part is normalised by its own statistics,
-as on several devices (ghost batches; Hoffer et al., 2017); frozen BatchNorm, and networks without it, give the batch's own
-gradients but for rounding.
+Out of memory is handled below the search: a batch that does not fit is trained in parts, and keeps its size. Gradients of the parts
+add up to those of the batch. With BatchNorm that is trained each part is normalised by its own statistics, as on several devices
+(ghost batches; Hoffer et al., 2017); frozen BatchNorm, and networks without it, give the batch's own gradients but for rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 SMALLEST = 2  # images in a part: BatchNorm cannot normalise one
+DRY_RUNS = (4, 12)  # images in the batches that a forecast is made from
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -42,31 +43,51 @@ class Parts:
     def __init__(self) -> None:
         self.known: dict[Hashable, int] = {}
 
-    def backward(self, shape: Hashable, batch: Tensor, loss_of: Callable[[Tensor], Tensor], begin: Callable[[], None]) -> Tensor:
-        """Add the gradients of the mean loss over the positions in `batch`; returns that loss.
+    def backward(self, shape: Hashable, images: int, loss_of: Callable[[slice], Tensor], begin: Callable[[], None]) -> Tensor:
+        """The loss of a batch, its gradients accumulated; `loss_of` a slice of it, such that parts add up to the whole.
 
-        `begin` forgets gradients and puts random numbers back; it is called before every attempt. Raises RuntimeError when not
-        even the smallest parts fit.
+        `begin` clears what a failed attempt has left. RuntimeError when even the smallest parts do not fit.
         """
         while True:
             parts = self.known.get(shape, 1)
 
             def whole(parts: int = parts) -> Tensor:
                 begin()
-                if parts == 1:
-                    loss = loss_of(batch)
+                losses = []
+                for positions in torch.arange(images).tensor_split(parts):
+                    loss = loss_of(slice(int(positions[0]), int(positions[-1]) + 1))
                     loss.backward()
-                    return loss.detach()
-                total = torch.zeros((), device=batch.device)
-                for part in batch.tensor_split(parts):
-                    loss = loss_of(part) * (len(part) / len(batch))
-                    loss.backward()
-                    total += loss.detach()
-                return total
+                    losses.append(loss.detach())
+                return sum(losses[1:], losses[0])
 
             loss = attempt(whole)
             if loss is not None:
                 return loss
-            if len(batch) // (2 * parts) < SMALLEST:
-                raise RuntimeError(f"out of memory, even with the batch of {len(batch)} images trained in {parts} parts")
+            if images // (2 * parts) < SMALLEST:
+                raise RuntimeError(f"out of memory, even with the batch of {images} images trained in {parts} parts")
             self.known[shape] = 2 * parts
+
+
+class Forecast:
+    """Bytes that a trial needs beyond what trials share: linear in the images of a batch, from two dry runs for each shape."""
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, tuple[float, float]] = {}  # fixed, per image
+
+    def bytes(self, shape: Hashable, images: int, measure: Callable[[int], int]) -> int:
+        """For a batch of `images`; `measure` gives the peak of a dry run with so many."""
+        if shape not in self.known:
+            few, many = DRY_RUNS
+            low, high = measure(few), measure(many)
+            slope = max(0.0, (high - low) / (many - few))
+            self.known[shape] = (max(0.0, low - slope * few), slope)
+        fixed, slope = self.known[shape]
+        return int(fixed + slope * images)
+
+
+def peak(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes on a GPU that the work needed beyond what was allocated before it."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,4 +1,7 @@
-"""What a trial has come to, in a file: everything that its next epoch depends on, so that it goes on as if never stopped."""
+"""What a trial has come to, in a file: everything that its next epoch depends on, so that it goes on as if never stopped.
+
+Random numbers are not among it: every epoch starts its own sequences, from seeds made of study, trial and epoch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hpsearch.finetune.blocks import FineTuneModel
-from hpsearch.finetune.optim import AdamW
+from hpsearch.finetune.optim import Optimiser
 from hpsearch.types import Progress
 
 
@@ -34,12 +37,12 @@ class Live:
 
     model: FineTuneModel
     frozen: int  # blocks
-    optimiser: AdamW
-    generators: Mapping[str, torch.Generator]  # by purpose
+    optimiser: Optimiser
     epoch: int = 0  # finished
     step: int = 0  # finished
     largest: int = 0  # images in the largest batch so far
     seconds: float = 0.0  # of training before this session
+    stale: int = 0  # epochs since the best one
     best: Kept | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -61,10 +64,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
 def save_state(live: Live, path: Path) -> None:
     """Write the trial's state."""
-    about: dict[str, Any] = {name: getattr(live, name) for name in ("epoch", "step", "largest", "seconds")}
+    about: dict[str, Any] = {name: getattr(live, name) for name in ("epoch", "step", "largest", "seconds", "stale")}
     about["best"] = asdict(live.best.progress) if live.best is not None else None
-    draws = {f"draws.{purpose}": generator.get_state() for purpose, generator in live.generators.items()}
-    save_tensors({**live.tensors(), **draws}, path, {"hpsearch": json.dumps(about)})
+    save_tensors(live.tensors(), path, {"hpsearch": json.dumps(about)})
 
 
 def load_state(live: Live, path: Path) -> None:
@@ -75,9 +77,7 @@ def load_state(live: Live, path: Path) -> None:
     with torch.no_grad():
         for name, tensor in live.tensors().items():
             tensor.copy_(stored[name])
-    for purpose, generator in live.generators.items():
-        generator.set_state(stored[f"draws.{purpose}"])
-    for name in ("epoch", "step", "largest", "seconds"):
+    for name in ("epoch", "step", "largest", "seconds", "stale"):
         setattr(live, name, about[name])
     if about["best"] is not None:
         device = next(live.model.parameters()).device

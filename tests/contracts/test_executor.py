@@ -1,6 +1,7 @@
 """The contract of `types.Executor`, over every executor."""
 
 import time
+from contextlib import closing
 
 import pytest
 
@@ -158,3 +159,48 @@ def test_inline_and_process_give_the_same_outcomes():
         finally:
             executor.close()
     assert found["inline"] == found["process"]
+
+
+def items(messages, kind):
+    return [item for message in messages for item in message.step if isinstance(item, kind)]
+
+
+def facts(messages):
+    return [message.facts for message in messages if message.facts is not None]
+
+
+def test_a_worker_takes_as_many_jobs_as_it_has_slots_and_runs_them_by_turns(kind):
+    with closing(make(kind, {"slots": 3, "sleep": 0.01}, workers=1)) as executor:
+        started(executor)
+        assert executor.free() == 3
+        for number in range(3):
+            executor.submit(Job(number, (Trial(number, PARAMS),)))
+        assert executor.free() == 0
+        seen = until(executor, lambda ms: sum(m.done for m in ms) == 3)
+        assert sorted(p.trial for p in items(seen, Progress)[:3]) == [0, 1, 2]
+        assert executor.free() == 3
+
+
+def test_all_trials_of_a_worker_that_dies_fail_and_it_is_replaced():
+    with closing(make("process", {"slots": 2, "sleep": 0.02, "faults": {0: "kill"}}, workers=1)) as executor:
+        started(executor)
+        for number in range(2):
+            executor.submit(Job(number, (Trial(number, PARAMS),)))
+        seen = until(executor, lambda ms: sum(m.done for m in ms) == 2)
+        outcomes = items(seen, Outcome)
+        assert {o.trial: o.status for o in outcomes} == {0: Status.FAILED, 1: Status.FAILED}
+        assert all("killed by signal 9" in o.error for o in outcomes)
+        facts(seen) or until(executor, facts)
+        assert executor.free() == 2
+
+
+def test_a_worn_worker_is_replaced_after_its_job_and_no_trial_is_lost():
+    with closing(make("process", {"worn": "memory not given back"}, workers=1)) as executor:
+        seen, pids = started(executor), []
+        for number in range(3):
+            pids.append((facts(seen) or facts(until(executor, facts)))[-1].values["pid"])
+            executor.submit(Job(number, (Trial(number, PARAMS),)))
+            seen = until(executor, lambda ms: any(m.done for m in ms))
+            assert [o.status for o in items(seen, Outcome)] == [Status.COMPLETE]
+            assert executor.free() == 0
+        assert len(set(pids)) == 3

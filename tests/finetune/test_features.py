@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 import torch
 from hpsearch.finetune import data, models
+from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features
 
 def private():
@@ -24,12 +25,11 @@ def private():
 torch.set_num_threads(1)
 built = models.build("squeezenet1_1", 2, "none", 0, {"size": 224})
 found = data.from_index(Path(sys.argv[1]))
-features = Features(built.model, found, built.preprocessing, torch.device("cpu"), budget=100 << 20)
-built.model.freeze(0)
-readers = features.at(0)
-assert not readers["train"].kept
+features = Features(built.model, found, built.preprocessing, DeviceContext("cpu"), budget=100 << 20)
+train = features.train(0)
+assert not train.kept
 before = private()
-total = sum(float(readers["train"].read(torch.arange(i, i + 16)).sum()) for i in range(0, 2560, 16))
+total = sum(float(features.front(train.read(torch.arange(i, i + 16)), 0).sum()) for i in range(0, 2560, 16))
 print(private() - before, total)
 """
 

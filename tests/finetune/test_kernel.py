@@ -18,7 +18,9 @@ from tests.kernels import PARAMS
 
 def make(folder, memory=None, **values):
     folder.mkdir(exist_ok=True)
-    return FineTuneKernel(parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory})
+    own = {key: values.pop(key) for key in ("precision", "trials_per_device", "augment_views") if key in values}
+    config = parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory, "precision": "fp32"}
+    return FineTuneKernel(config | own)
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +69,36 @@ def test_a_deeper_cut_computed_from_a_shallower_one_is_the_same_to_the_last_bit(
     for values in ({}, {"model": "shufflenet_v2_x0_5", "weights": "none", "preprocess": {"size": 32}}):
         cold, warm = make(tmp_path, **values).resident(), make(tmp_path, **values).resident()
         for k in (1, 3, 6):
-            warm.model.freeze(k)
-            found = warm.features.at(k)
             cold.features.kept.clear()
-            cold.model.freeze(k)
-            expected = cold.features.at(k)
             for name in ("train", "val"):
-                every = torch.arange(found[name].images)
-                assert torch.equal(found[name].read(every), expected[name].read(every)), (values, k, name)
-        assert list(warm.features.kept) == [1, 3, 6]
+                found, expected = (getattr(r.features, name)(k) for r in (warm, cold))
+                assert found.kept
+                every = torch.arange(found.images)
+                assert torch.equal(found.read(every), expected.read(every)), (values, k, name)
+        assert sorted({k for k, *_ in warm.features.kept}) == [1, 3, 6]
 
 
 def test_activations_that_do_not_fit_together_take_turns(tmp_path):
-    kernel = make(tmp_path)
-    r = kernel.resident()
+    features = make(tmp_path).resident().features
     sizes = {}
-    for k in (0, 3, 6):
-        r.model.freeze(k)
-        assert all(reader.kept for reader in r.features.at(k).values())
-        sizes[k] = r.features.sizes[k]
-    assert list(r.features.kept) == [0, 3, 6]
-    r.features.budget = sizes[3] + sizes[6]
-    r.model.freeze(3)
-    assert r.features.at(3)["val"].kept  # used again: now the last to go
-    r.model.freeze(4)
-    r.features.at(4)
-    assert list(r.features.kept) == [3, 4] if sizes[3] + r.features.sizes[4] <= r.features.budget else [4]
-    assert sum(sizes.get(k, r.features.sizes[k]) for k in r.features.kept) <= r.features.budget
+    for k in (0, 3, 6, 4):
+        features.kept.clear()
+        assert features.train(k).kept
+        assert features.val(k).kept
+        sizes[k] = sum(t.nbytes for t in features.kept.values())
+    features.kept.clear()
+    features.budget = sizes[3] + sizes[6]
+    for k in (6, 3, 6, 3):
+        features.train(k), features.val(k)
+    assert [key[:2] for key in features.kept] == [(6, "train"), (6, "val"), (3, "train"), (3, "val")]
+    features.val(6)  # used again: now the last to go
+    features.train(4)
+    assert (6, "val") in [key[:2] for key in features.kept]
+    assert (6, "train") not in [key[:2] for key in features.kept]
+    assert sum(t.nbytes for t in features.kept.values()) <= features.budget
+    features.budget = sizes[6]
+    assert not features.train(3).kept
+    assert features.train(6).kept
 
 
 def test_the_kept_weights_give_the_score(kernel):
@@ -103,7 +108,7 @@ def test_the_kept_weights_give_the_score(kernel):
     assert state.keys() == r.initial.keys()
     assert all(torch.equal(t, r.initial[name]) for name, t in state.items() if name.startswith(("blocks.0", "blocks.1")))
     r.model.restore(state)
-    scores, matrix = kernel.evaluate(r, r.features.at(0)["val"], 0)
+    scores, matrix = metrics.evaluate(r.packing.slots[0].logits(r.features.val(0), 0), r.y_val)
     assert scores["loss"] == pytest.approx(outcome.val_loss, rel=1e-5)
     assert scores["accuracy"] == outcome.metrics["accuracy"]
     assert outcome.per_class == metrics.per_class(matrix)
@@ -135,10 +140,10 @@ def test_a_trial_that_was_paused_goes_on_as_if_it_had_not_been(tmp_path, k, paus
         train(worker, number=9, learning_rate=2e-2, epochs=1)
         session = worker.session(Job(0, (Trial(4, params, resume=state),)))
         step = next(session)
-        while isinstance(step[0], Progress):
-            progress.append(step[0])
-            step = session.send(frozenset({4} if step[0].epoch == stop_at else ()))
-        outcome = step[0]
+        while not step or isinstance(step[0], Progress):
+            progress += step
+            step = session.send(frozenset({4} if step and step[0].epoch == stop_at else ()))
+        (outcome,) = step
         state = outcome.state
         assert (outcome.status, state is None) == ((Status.COMPLETE, True) if stop_at is None else (Status.PRUNED, False))
     assert [timeless(p) for p in progress] == [timeless(p) for p in whole[:-1]]

@@ -180,13 +180,13 @@ def test_a_trial_trains_the_same_from_the_file_as_from_memory(photos, tmp_path):
     cfg = config(photos, "glyphnet")
     prepared = prepare(cfg)
     kernel = FineTuneKernel(cfg | {"index": prepared.index, "folder": "", "device": "cpu", "threads": 1})
-    curve = [step[0] for step in kernel.session(Job(0, (Trial(0, PARAMS),)))]
+    curve = [item for step in kernel.session(Job(0, (Trial(0, PARAMS),))) for item in step]
     assert curve[-1].status is Status.COMPLETE
     twin = FineTuneKernel(cfg | {"index": prepared.index, "folder": "", "device": "cpu", "threads": 1})
     resident = twin.resident()
     for name, split in resident.features.splits.items():
         resident.features.splits[name] = replace(split, images=split.pixels().clone(), rows=torch.arange(len(split)))
-    memory = [step[0] for step in twin.session(Job(0, (Trial(0, PARAMS),)))]
+    memory = [item for step in twin.session(Job(0, (Trial(0, PARAMS),))) for item in step]
     assert [p.val_loss for p in curve[:-1]] == [p.val_loss for p in memory[:-1]]
 
 
