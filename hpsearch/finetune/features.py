@@ -34,6 +34,7 @@ class Reader:
     read: Callable[[Tensor], Tensor]
     images: int
     kept: bool
+    place: torch.device  # of the positions: the host's for images that are there
 
 
 class Features:
@@ -86,11 +87,12 @@ class Features:
                 self.halve()
             self.kept[key] = kept
         tensor = self.kept[key]
-        return Reader(tensor.__getitem__, len(tensor), True)
+        return Reader(tensor.__getitem__, len(tensor), True, self.device)
 
     def passing(self, name: str) -> Reader:
         """A split's pixels, on the device when read."""
-        return Reader(lambda positions: self.pixels(name, positions), len(self.splits[name]), False)
+        split = self.splits[name]
+        return Reader(lambda positions: self.pixels(name, positions), len(split), False, split.rows.device)
 
     def size(self, k: int) -> int:
         """Bytes of one image's activations at a cut."""
@@ -100,7 +102,7 @@ class Features:
 
     def make_room(self, size: int) -> None:
         """Let go of what was used longest ago, until `size` more bytes fit."""
-        spare = self.budget - size - sum(t.nbytes for t in self.kept.values())
+        spare = self.budget - size - self.bytes()
         if spare < 0 and self.context.cuda:
             torch.cuda.synchronize(self.device)  # other streams may still read them
         while spare < 0 and self.kept:
@@ -109,7 +111,7 @@ class Features:
     def pixels(self, name: str, positions: Tensor) -> Tensor:
         """(m, C, H, W) uint8 on the device; from pinned memory where they do not stay there, so that the copy runs beside the work."""
         split = self.splits[name]
-        pixels = split.pixels(positions.to(split.rows.device))
+        pixels = split.pixels(positions.to(split.rows.device))  # where they are already, as `Reader.place` says
         if self.resident:
             return pixels.to(self.device)
         return pixels.pin_memory().to(self.device, non_blocking=True)
@@ -160,6 +162,10 @@ class Features:
             raise RuntimeError("out of memory, even for a single image")
         self.batch //= 2
 
-    def batches(self, images: int) -> tuple[Tensor, ...]:
-        """Positions of a split in evaluation batches, on the device."""
-        return tuple(torch.arange(images, device=self.device).split(self.batch))
+    def batches(self, reader: Reader) -> tuple[Tensor, ...]:
+        """Positions of a split in evaluation batches."""
+        return tuple(torch.arange(reader.images, device=reader.place).split(self.batch))
+
+    def bytes(self) -> int:
+        """What is kept."""
+        return sum(t.nbytes for t in self.kept.values())

@@ -38,6 +38,7 @@ from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Pr
 
 VIEWS = 8  # of augmented images behind a cut that are kept
 LEAK = 2**20  # bytes on the device that a trial may keep: rounding, libraries' work spaces
+LEAKS = 3  # trials in a row that keep more
 
 
 @dataclass
@@ -74,7 +75,7 @@ class FineTuneKernel:
         self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)), config.get("precision", "auto"))
         self.slots = self.context.slots(config.get("trials_per_device", "auto"))
         self.parts = Parts()
-        self.leaked = 0  # bytes
+        self.grown: list[int] = []  # bytes, by the last trials one after the other
 
     # ---------------------------------------------------------------- what trials share
 
@@ -98,6 +99,8 @@ class FineTuneKernel:
         features = Features(copy.deepcopy(model) if model.cacheable else model, data, pre, self.context, memory, self.seed)
         networks = [model, *(copy.deepcopy(model) for _ in range(self.slots - 1))]
         slots = [Slot(i, net, initial, features, y_train, len(data.classes), self.context, self.parts) for i, net in enumerate(networks)]
+        if self.context.cuda:
+            torch.cuda.synchronize(device)  # slots work on streams of their own
         packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)))
         return Shared(initial, pre, built.matched.text(), data, features, y_train, y_val, packing, Heads())
 
@@ -139,12 +142,14 @@ class FineTuneKernel:
         packing, k = self.resident().packing, recipe.cuts(len(self.resident().model.blocks))[0]
         while not packing.free() or (slot := packing.take(recipe, self.steps(recipe), self.resident().features.val(k))) is None:
             yield ()
-        before = self.context.allocated() if len(packing.busy) == 1 else None
+        before = self.held() if len(packing.busy) == 1 else None
+        # Heads take their steps together, so they share a stream.
+        stream = packing.slots[0].stream if heads.fits(recipe, slot.model) else None
         session = self.train(trial, recipe, slot)
         advance = functools.partial(next, session)
         try:
             while True:
-                with slot.turn():
+                with slot.turn(stream):
                     try:
                         step = advance()
                     except StopIteration:
@@ -155,7 +160,8 @@ class FineTuneKernel:
             session.close()
         del session, advance
         if before is not None and not packing.busy:
-            self.leaked = max(self.leaked, self.context.allocated() - before)
+            grown = self.held() - before
+            self.grown = [*self.grown, grown] if grown > LEAK else []
 
     def steps(self, recipe: Recipe) -> list[tuple[Shape, Tensor]]:
         """The shapes of a trial's steps with an input for each; on a CPU, where nothing is captured or measured, none."""
@@ -166,9 +172,14 @@ class FineTuneKernel:
             for k in recipe.cuts(len(r.model.blocks)):
                 reader = self.reader(recipe, k, 1)
                 for size in sizes:
-                    x = reader.read(torch.arange(size, device=self.context.device))
+                    x = reader.read(torch.arange(size, device=reader.place))
                     found.append((r.packing.slots[0].shape(recipe, k, size, reader.kept), x))
+            torch.cuda.synchronize(self.context.device)  # slots read them on their own streams
         return found
+
+    def held(self) -> int:
+        """Bytes on a GPU that are no kept activations."""
+        return self.context.allocated() - self.resident().features.bytes()
 
     def reader(self, recipe: Recipe, k: int, epoch: int) -> Reader:
         """The training images behind k blocks in an epoch."""
@@ -179,8 +190,12 @@ class FineTuneKernel:
         return features.train(k, Strengths.values(recipe) if recipe.augments else (), epoch - 1, views)
 
     def worn(self) -> str:
-        """Why this process should be replaced by a new one; "" while it need not."""
-        return f"{self.leaked / 2**20:.0f} MiB on the device were not given back" if self.leaked > LEAK else ""
+        """Why this process should be replaced by a new one; "" while it need not.
+
+        Libraries allocate what they keep at first use, so that one trial may leave more than it found; not every one.
+        """
+        total = sum(self.grown)
+        return f"{total / 2**20:.0f} MiB on the device were not given back by {LEAKS} trials" if len(self.grown) >= LEAKS else ""
 
     # ---------------------------------------------------------------- a trial
 
@@ -204,7 +219,7 @@ class FineTuneKernel:
             self.context.draws.seed(seed_for(self.seed, trial.number, f"epoch {live.epoch}"))
             slot.shares.manual_seed(seed_for(self.seed, trial.number, f"mix {live.epoch}"))
             shuffle = torch.Generator().manual_seed(seed_for(self.seed, trial.number, f"shuffle {live.epoch}"))
-            order = torch.randperm(images, generator=shuffle).to(self.context.device).tensor_split(batches)
+            order = torch.randperm(images, generator=shuffle).to(reader.place).tensor_split(batches)
             begun = time.monotonic()
             alone = reader.kept and heads.fits(recipe, slot.model)
             loss = yield from (self.head_epoch if alone else self.epoch)(live, slot, plan, reader, order)
@@ -242,7 +257,7 @@ class FineTuneKernel:
             slot.hyper.learning_rate.fill_(recipe.learning_rate * plan.factor(live.step))
             slot.draw_shares(recipe)
             shape = slot.shape(recipe, k, len(chosen), reader.kept)
-            losses += slot.step(shape, live.optimiser, reader.read(chosen), slot.labels[chosen])
+            losses += slot.step(shape, live.optimiser, reader.read(chosen), slot.labels[chosen.to(slot.labels.device)])
             live.largest = max(live.largest, len(chosen))
             live.step += 1
             yield ()
@@ -253,7 +268,7 @@ class FineTuneKernel:
         r, losses = self.resident(), torch.zeros((), device=self.context.device)
         head = slot.head(live.optimiser)
         for chosen in order:
-            x, target, scale = slot.head_batch(reader.read(chosen), slot.labels[chosen])
+            x, target, scale = slot.head_batch(reader.read(chosen), slot.labels[chosen.to(slot.labels.device)])
             request = r.heads.request(Request(head, x, target, scale, plan.recipe.learning_rate * plan.factor(live.step)))
             if len(r.packing.busy) > 1:
                 yield ()

@@ -43,7 +43,7 @@ class Slot:
         self.context, self.parts, self.classes = context, parts, classes
         device = context.device
         self.hyper, self.strengths = Hyper.on(device), Strengths.on(device)
-        self.weights = torch.ones(classes, device=device)
+        self.weights, self.onehot = torch.ones(classes, device=device), torch.eye(classes, device=device)
         model.dropout.rate = torch.zeros((), device=device)
         self.shares = torch.Generator()  # random numbers on the host, for mixing
         self.moments: dict[str, Moments] = {}  # by kind of optimiser
@@ -53,10 +53,10 @@ class Slot:
         self.pool = torch.cuda.graph_pool_handle() if context.cuda else None
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """While the slot works: its random numbers, on its stream."""
+    def turn(self, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+        """While the slot works: its random numbers, on its stream or another."""
         self.context.draws.give(self.index)
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(stream or self.stream):
             yield
 
     # ---------------------------------------------------------------- a trial begins
@@ -122,7 +122,7 @@ class Slot:
 
     def loss(self, shape: Shape, x: Tensor, y: Tensor) -> Tensor:
         """Sum of a batch's losses; mixed, where it is, within the batch that is given."""
-        targets = F.one_hot(y, self.classes).float()
+        targets = self.onehot[y]
         if not shape.kept:
             x = self.features.scaled(x, self.strengths if shape.augmented else None)
             if shape.mixed:
@@ -156,7 +156,7 @@ class Slot:
     def head_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a `heads.Request` takes of features x (n, D) with labels y (n,)."""
         smoothing = self.hyper.label_smoothing
-        targets = (F.one_hot(y, self.classes) * (1 - smoothing) + smoothing / self.classes) * self.weights
+        targets = (self.onehot[y] * (1 - smoothing) + smoothing / self.classes) * self.weights
         return F.pad(self.model.dropout(x.float()), (0, 1), value=1.0), targets, 1 / self.weights[y].sum()
 
     # ---------------------------------------------------------------- evaluation
@@ -167,7 +167,7 @@ class Slot:
 
         def whole() -> Tensor:
             out = torch.empty(reader.images, self.classes, device=self.context.device)
-            for positions in self.features.batches(reader.images):
+            for positions in self.features.batches(reader):
                 x = reader.read(positions)
                 program = self.programs.get(Shape(k, len(x), reader.kept))
                 out[positions[0] : positions[-1] + 1] = program(x) if program else self.scores(x, k, reader.kept)
@@ -199,7 +199,7 @@ class Slot:
                 self.keep(shape, lambda x, y, shape=shape: self.whole_step(shape, optimiser, x, y), x, y)
         self.model.eval()
         for k in {shape.frozen for shape, _ in steps}:
-            for positions in {len(p): p for p in self.features.batches(val.images)}.values():
+            for positions in {len(p): p for p in self.features.batches(val)}.values():
                 shape = Shape(k, len(positions), val.kept)
                 if shape not in self.programs:
                     self.keep(shape, lambda x, k=k: self.scores(x, k, val.kept), val.read(positions))
@@ -227,7 +227,9 @@ class Slot:
             few = x.repeat(-(-images // len(x)), *[1] * (x.ndim - 1))[:images]
             y = torch.zeros(images, dtype=torch.int64, device=x.device)
             self.model.freeze(shape.frozen)
-            return peak(lambda: self.whole_step(shape, optimiser, few, y), self.context.device)
+            used = attempt(lambda: peak(lambda: self.whole_step(shape, optimiser, few, y), self.context.device))
+            optimiser.zero_grad()
+            return 2**60 if used is None else used  # it fits nowhere beside others
 
         return forecast.bytes((shape.frozen, shape.kept, recipe.optimizer), shape.images, measure)
 
