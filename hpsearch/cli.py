@@ -158,7 +158,7 @@ def print_summary(s: Summary) -> None:
     else:
         click.secho(f"\nBest: trial {s.best.number}  {score(s.best)}", bold=True)
         for key, value in s.best.params.items():
-            click.echo(f"  {key:<14}{value:.4g}" if isinstance(value, float) else f"  {key:<14}{value}")
+            click.echo(f"  {key:<17}{value:.4g}" if isinstance(value, float) else f"  {key:<17}{value}")
         click.echo("\n" + gain(s))
     rows = [("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)]
     click.echo("")
@@ -281,6 +281,59 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 
     path = actions.report(located(storage), study, output)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder to write")
+@click.option("--trial", type=int, metavar="N", help="another trial than the best, if its weights are still there")
+@click.option("--force", is_flag=True, help="replace the model that an earlier export left in the folder")
+@click.option("--uncalibrated", is_flag=True, help="do without the validation images: no temperature, no check of the score")
+@stored
+@guarded
+def export(study: str | None, output: Path, trial: int | None, force: bool, uncalibrated: bool, storage: str | None, as_json: bool) -> None:
+    """Write a study's best model as a folder of its own.
+
+    The folder holds the weights that earned the score, a model card, calibrated probabilities, and a script that needs torch but no
+    hpsearch.
+    """
+    from rich.console import Console
+
+    from hpsearch import delivery
+    from hpsearch.printing import Steps, export_lines
+
+    with Steps(Console(stderr=True)) as steps:
+        done = delivery.export(located(storage, track=False), study, output, trial, force, not uncalibrated, steps.say)
+    click.echo(json.dumps(asdict(done), indent=2) if as_json else "\n".join(export_lines(done)))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", default=3, show_default=True, metavar="K", help="classes told of each image, the most probable first")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ...")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
+@guarded
+def predict(folder: Path, images: tuple[Path, ...], top: int, device: str, as_json: bool) -> None:
+    """Tell the classes of images with an exported model.
+
+    FOLDER is what `hpsearch export` wrote; IMAGES are files, or folders of them. Ends with exit code 1 when none could be read.
+    """
+    from rich.console import Console
+
+    from hpsearch import delivery
+    from hpsearch.printing import Steps, prediction_table
+
+    with Steps(Console(stderr=True)) as steps:
+        told = delivery.predict(folder, images, top, device, steps.say)
+    if as_json:
+        click.echo(json.dumps([delivery.prediction_json(prediction) for prediction in told], indent=2))
+    else:
+        Console(soft_wrap=False).print(prediction_table(told))
+    bad = sum(bool(prediction.error) for prediction in told)
+    if bad:
+        click.echo(f"hpsearch: {bad:,} of {len(told):,} images could not be read", err=True)
+    sys.exit(1 if bad == len(told) else 0)
 
 
 @main.command()
