@@ -1,11 +1,12 @@
-"""What commands print that look without running: findings about data, a model's blocks, progress of a long step."""
+"""What commands print besides `run`: findings about data, a model's blocks, an exported model, progress of a long step."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console, Group
@@ -16,8 +17,13 @@ from rich.text import Text
 from hpsearch.finetune.printable import escaped
 from hpsearch.types import DataReport, Example, Finding
 
+if TYPE_CHECKING:
+    from hpsearch.finetune.export import Exported
+    from hpsearch.finetune.predict import Prediction
+
 LEVELS = {"error": ("refused", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
 CLASSES = 20  # classes listed one by one
+CLASSES_WIDE = 44  # characters of an image's classes on one line
 EXAMPLES = 5  # names printed under a finding
 
 
@@ -107,6 +113,34 @@ def model_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Group:
 def name_columns(names: Sequence[str]) -> Columns:
     """Many names on few lines."""
     return Columns([Text(name) for name in names], padding=(0, 2), column_first=True)
+
+
+def export_lines(done: Exported) -> list[str]:
+    """What an exported model is, whether it does what was logged, and how well its probabilities are calibrated."""
+    lines = [f"{done.study}, trial {done.trial}: validation loss {done.val_loss:.4f}"]
+    if done.recomputed is not None:
+        lines[0] += f", {done.recomputed:.4f} with the exported files"
+    if found := done.calibration:
+        lines.append(f"Calibrated on the same {found.images:,} validation images: temperature {found.temperature:.3f}")
+        lines.append(f"  log-likelihood  {-found.nll_before:.4f} -> {-found.nll_after:.4f} nats per image")
+        lines.append(f"  calibration error  {100 * found.ece_before:.1f} % -> {100 * found.ece_after:.1f} % (expected, 15 bins)")
+        lines += [f"  left at 1: {found.reason}"] if found.reason else []
+    return [*lines, "", f"Model:    {done.folder}", f"Try:      hpsearch predict {shlex.quote(done.folder)} IMAGE ..."]
+
+
+def prediction_table(told: Sequence[Prediction]) -> Table:
+    """One image a line with its most probable classes; or why it could not be read."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=False)
+    table.add_column("image", overflow="fold", ratio=1)
+    table.add_column("classes", overflow="fold")
+    for prediction in told:
+        if prediction.error:
+            table.add_row(Text(prediction.image), Text(f"cannot be read: {prediction.error}", style="red"))
+            continue
+        shares = [f"{100 * share:5.1f} % {escaped(name)}" for name, share in prediction.top]
+        between = "  " if len("  ".join(shares)) <= CLASSES_WIDE else "\n"
+        table.add_row(Text(prediction.image), Text.assemble((shares[0], "bold"), *(f"{between}{share}" for share in shares[1:])))
+    return table
 
 
 def day(seconds: float) -> str:

@@ -45,7 +45,7 @@ FLOORS = (
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
-    ("hpsearch.actions",),
+    ("hpsearch.actions", "hpsearch.delivery"),
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing"),
 )
 LOWEST = {
@@ -57,7 +57,11 @@ LOWEST = {
 }
 # Rooms that may use less than everything below them.
 ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.machine"), "hpsearch.orchestrator": ("hpsearch.types",)}
-BESIDE = {("hpsearch.cli", "hpsearch.terminal"), ("hpsearch.cli", "hpsearch.printing")}  # neighbours on one floor, one way only
+BESIDE = {  # neighbours on one floor, one way only
+    ("hpsearch.cli", "hpsearch.terminal"),
+    ("hpsearch.cli", "hpsearch.printing"),
+    ("hpsearch.delivery", "hpsearch.actions"),
+}
 
 
 def module_name(path):

@@ -1,0 +1,102 @@
+"""The verbs that come after a study: its model as a folder of its own, and what that model says of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpsearch.actions import Place, show
+from hpsearch.errors import FixInput, FixSetup, NotFound
+from hpsearch.types import Say, Status, TrialRecord, best_record, say_nothing
+
+if TYPE_CHECKING:
+    from hpsearch.finetune.export import Exported
+    from hpsearch.finetune.predict import Prediction
+    from hpsearch.search.catalog import StoredStudy
+
+
+def export(
+    where: Place, name: str | None, out: Path, trial: int | None = None, force: bool = False, with_data: bool = True, say: Say = say_nothing
+) -> Exported:
+    """Write the best complete trial's model, or that of `trial`, into the folder `out`; see `finetune.export`.
+
+    Raises NotFound without such a trial, FixSetup when its weights are gone, FixInput when `out` is taken or the data has changed.
+    """
+    stored = show(where, name)
+    record = chosen(stored, trial)
+    weights = checkpoint(where, stored, record)
+    say("Loading torch", 0, 0)
+    from hpsearch.finetune.card import Winner
+    from hpsearch.finetune.export import export as write
+
+    counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
+    default = next((r for r in stored.records if r.number == 0), None)
+    winner = Winner(
+        study=stored.name,
+        spec=stored.spec,
+        facts=stored.facts,
+        record=record,
+        default=default,
+        counts={status: n for status, n in counts.items() if n},
+        checkpoint=weights,
+        folder=where.runs(stored.name),
+    )
+    return write(winner, out, force, with_data, say)
+
+
+def chosen(stored: StoredStudy, number: int | None) -> TrialRecord:
+    """The trial to export; NotFound when there is none, or it is not complete."""
+    best = best_record(stored.records)
+    if best is None:
+        raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
+    if number is None:
+        return best
+    record = next((r for r in stored.records if r.number == number), None)
+    if record is None:
+        raise NotFound(
+            f"'{stored.name}' has no trial {number}: its trials are 0 to {len(stored.records) - 1}; the best one is {best.number}"
+        )
+    if record.status is not Status.COMPLETE:
+        raise NotFound(f"trial {number} of '{stored.name}' is {record.status.lower()}, and only complete trials keep their weights")
+    return record
+
+
+def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
+    """The file of a trial's weights: where it was written or, when the study was moved, in the study's folder here."""
+    if record.checkpoint is None:
+        raise FixSetup(f"trial {record.number} of '{stored.name}' kept no weights: it was not trained by hpsearch's kernel")
+    written = Path(record.checkpoint)
+    here = where.runs(stored.name) / written.name
+    for path in (written, here):
+        if path.is_file():
+            return path
+    best = best_record(stored.records)
+    if best is not None and best.number != record.number:
+        raise FixSetup(
+            f"the weights of trial {record.number} are deleted: only those of the best trial are kept. Leave out --trial to export "
+            f"trial {best.number}, or run the study anew with its hyperparameters fixed"
+        )
+    raise FixSetup(
+        f"the weights of trial {record.number} are not at {written}: if the study was run on another machine, export there or bring the "
+        f"file to {here}; if they were deleted, run the study anew under another --name"
+    )
+
+
+def predict(folder: Path, images: Sequence[Path], top: int, device: str, say: Say = say_nothing) -> list[Prediction]:
+    """What the model in a folder says of images, and of those in folders. Raises FixInput or FixSetup before the first image."""
+    if top < 1:
+        raise FixInput(f"--top is a number of classes from 1, not {top}")
+    say("Loading torch", 0, 0)
+    from hpsearch.finetune.predict import expand, open_model
+    from hpsearch.finetune.predict import predict as look
+
+    files = expand(images)
+    return list(look(open_model(folder, device), files, top, say))
+
+
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """One image, JSON-able."""
+    if prediction.error:
+        return {"image": prediction.image, "error": prediction.error}
+    return {"image": prediction.image, "top": [{"class": name, "probability": share} for name, share in prediction.top]}

@@ -1,0 +1,90 @@
+"""Networks from an exported folder's config.json, without weights. `export` puts the source of one of them into predict.py.
+
+So each stands on its own: it uses torch, torchvision and the standard library, and nothing of hpsearch but `GlyphNet` and `renew`,
+whose source goes along.
+
+config["arguments"] are the constructor's; "head" and "dropout" name the layers that fine-tuning replaced ("" for no dropout).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from hpsearch.finetune import zoo
+from hpsearch.finetune.functions import load_function
+from hpsearch.finetune.names import is_own
+from hpsearch.finetune.zoo import GlyphNet
+
+
+def glyphnet_network(config: dict[str, Any]) -> nn.Module:
+    """hpsearch's embedded model."""
+    return GlyphNet(**config["arguments"])
+
+
+def torchvision_network(config: dict[str, Any]) -> nn.Module:
+    """torchvision's classifier with the head that was trained."""
+    from torchvision.models import get_model
+
+    net: nn.Module = get_model(config["model"], weights=None, **config["arguments"])
+    renew(net, config["head"], len(config["classes"]))
+    if config["dropout"]:  # trained with a rate of its own, which the model card tells
+        net.set_submodule(config["dropout"], nn.Identity())
+    return net
+
+
+def own_network(config: dict[str, Any]) -> nn.Module:
+    """What your function returns; its code is not in this folder: have it beside this file, or on PYTHONPATH."""
+    from importlib import import_module
+
+    module, _, function = config["model"].partition(":")
+    net: nn.Module = getattr(import_module(module), function)(**config["arguments"])
+    renew(net, config["head"], len(config["classes"]))
+    if config["dropout"]:
+        net.set_submodule(config["dropout"], nn.Identity())
+    return net
+
+
+def renew(net: nn.Module, name: str, classes: int) -> None:
+    """Replace the head `name` by one for `classes`, if it is for another number."""
+    old = net.get_submodule(name)
+    bias = getattr(old, "bias", None) is not None
+    if isinstance(old, nn.Linear) and old.out_features != classes:
+        net.set_submodule(name, nn.Linear(old.in_features, classes, bias))
+    elif isinstance(old, nn.Conv2d) and old.out_channels != classes:
+        size, stride, padding = (old.kernel_size, old.stride, old.padding)
+        net.set_submodule(name, nn.Conv2d(old.in_channels, classes, size, stride, padding, bias=bias))  # type: ignore[arg-type]
+
+
+def builder(model: str) -> Callable[[dict[str, Any]], nn.Module]:
+    """The function that builds a model of this name."""
+    return glyphnet_network if model == "glyphnet" else own_network if is_own(model) else torchvision_network
+
+
+def network(config: dict[str, Any]) -> nn.Module:
+    """The network of config.json; its weights are those it is drawn with. FixInput when the user's function is not there."""
+    if is_own(config["model"]):
+        load_function(config["model"], "the model")  # also makes the working folder importable
+    return builder(config["model"])(config)
+
+
+def source(model: str) -> str:
+    """Code of a function `network` that builds a model of this name, with what it needs beside torch's `nn` and `Tensor`."""
+    build = builder(model)
+    parts = [zoo.Residual, zoo.GlyphNet] if build is glyphnet_network else [renew]
+    code = "\n\n".join(inspect.getsource(part) for part in (*parts, build))
+    return code.replace(f"def {build.__name__}(", "def network(")
+
+
+def arguments(model: str, classes: int, size: int) -> dict[str, Any]:
+    """What the constructor is called with, JSON-able, for square images of `size` pixels; as in `zoo`, which trained it."""
+    if model == "glyphnet":
+        return {"classes": classes}
+    if is_own(model):
+        return {"num_classes": classes} | ({"pretrained": False} if zoo.takes_pretrained(model) else {})
+    if model in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": False, "transform_input": True}
+    return {"image_size": size} if model.startswith("vit_") else {"input_size": [size, size]} if model.startswith("maxvit_") else {}
