@@ -242,6 +242,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 def best(study: str | None, storage: str | None, as_json: bool) -> None:
     """Print a study's best configuration and its weights."""
     from hpsearch import actions
+    from hpsearch.diagnosis import diagnose
     from hpsearch.terminal import score
 
     found, record = actions.best(located(storage, track=False), study)
@@ -249,6 +250,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
         click.echo(json.dumps(actions.record_json(record), indent=2))
         return
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
+    click.echo(f"  {diagnose(record)}")
     for key, value in record.params.items():
         click.echo(f"  {key}: {value}")
     for line in class_lines(record, found.facts.get("classes", ())):

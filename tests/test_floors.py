@@ -37,7 +37,7 @@ TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKIN
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
-    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine"),
+    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine", "hpsearch.diagnosis"),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
     ("hpsearch.space",),
     ("hpsearch.settings",),
@@ -49,6 +49,7 @@ FLOORS = (
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing"),
 )
 LOWEST = {
+    "hpsearch.diagnosis": ("hpsearch.types",),
     "hpsearch.errors": (),
     "hpsearch.types": ("hpsearch.errors",),
     "hpsearch.seeds": (),

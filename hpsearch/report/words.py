@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hpsearch.diagnosis import diagnose
 from hpsearch.report.objective import Objective, objective
 from hpsearch.report.tables import StudyView, Summary, finite, summary, wilson
 from hpsearch.types import Status
@@ -152,7 +153,7 @@ def shorten(text: str, length: int = 160) -> str:
 
 
 def cards(view: StudyView) -> list[Card]:
-    """The header's key numbers."""
+    """The header's key numbers, and how the best trial's training went."""
     s, goal = summary(view), objective(view.spec)
     planned = view.spec.get("trials")
     ended = len(view.records) - s.counts[Status.RUNNING] - s.counts[Status.WAITING]
@@ -160,7 +161,8 @@ def cards(view: StudyView) -> list[Card]:
     if s.best:
         where = f"trial {s.best.number}" + (f", epoch {s.best.best_epoch} of {len(s.best.curve)}" if s.best.best_epoch else "")
         shown.insert(0, Card(f"Best {goal.label}", score(goal, s.best.score), where))
-        shown[1:1] = [*accuracy_card(goal, s, s.best), *gain_card(goal, s, s.best)]
+        found, _, reason = diagnose(s.best).partition(": ")
+        shown[1:1] = [*accuracy_card(goal, s, s.best), *gain_card(goal, s, s.best), Card("Training of the best", found, reason)]
     shown.append(Card("Training time", duration(s.seconds), "sum over trials"))
     pruned = s.counts[Status.PRUNED]
     estimate = "estimate: epochs not run × mean epoch of each pruned trial"
