@@ -11,6 +11,7 @@ from hpsearch.types import TrialRecord
 SHORTEST = 3  # epochs below which nothing is said
 BLOWN = 2.0  # times the first epoch's losses, both: diverged
 SLOW = 0.1  # share of the first training loss that a rate large enough takes away
+JUMP = 0.02  # share by which the training loss may rise between epochs at a rate that is too small
 LOW = 0.1  # nats of training loss at which there is nothing left to learn
 ROSE = 0.05  # share by which the validation loss ends above its minimum in over-fitting
 NOISE = 0.01  # nats that it must rise at least
@@ -38,7 +39,7 @@ def diagnose(record: TrialRecord) -> str:
         return f"over-fitting from epoch {epochs[lowest]}: {both(val, train, lowest)}"
     if train[-1] > LOW and fall(train, 0) < SLOW:
         # A rate that is too large makes losses jump; one that is too small lets them creep.
-        if all(b <= a for a, b in pairwise(train)):
+        if all(b <= (1 + JUMP) * a for a, b in pairwise(train)):
             rate = max(float(row.get("learning_rate", 0.0)) for row in rows)
             at = f" at a rate of at most {rate:.2g}" if rate else ""
             return f"learning rate too small: training loss fell by {100 * fall(train, 0):.1f} % in {len(rows)} epochs{at}"

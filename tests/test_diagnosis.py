@@ -33,6 +33,7 @@ def record(val, train, rate=1e-3, error=None):
             [2.3, 2.29, 2.28],
             "learning rate too small: training loss fell by 0.9 % in 3 epochs at a rate of at most 0.001",
         ),
+        ([2.4, 2.39, 2.37], [2.5, 2.51, 2.49], "learning rate too small"),
         ([2.3, 2.4, 2.3], [2.3, 2.4, 2.29], "under-fitting: both losses still high"),
         ([2.0, 1.0, 1.2, 1.5], [2.0, 1.0, 0.5, 0.1], "over-fitting from epoch 2: validation loss 1.000 to 1.500"),
         ([2.0, 1.8, 1.6, 1.4], [2.0, 1.7, 1.4, 1.1], "under-fitting: both losses still falling since epoch 3"),
