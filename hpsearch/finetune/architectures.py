@@ -1,6 +1,6 @@
 """Networks from an exported folder's config.json, without weights. `export` puts the source of one of them into predict.py.
 
-So each stands on its own: it uses torch, torchvision and the standard library, and nothing of hpsearch but `GlyphNet` and `renew`,
+So each stands on its own: it uses torch, torchvision and the standard library, and nothing of hpsearch but `GlyphNet` and `fitted`,
 whose source goes along.
 
 config["arguments"] are the constructor's; "head" and "dropout" name the layers that fine-tuning replaced ("" for no dropout).
@@ -15,8 +15,7 @@ from typing import Any
 from torch import nn
 
 from hpsearch.finetune import zoo
-from hpsearch.finetune.functions import load_function
-from hpsearch.finetune.names import is_own
+from hpsearch.finetune.names import check_model, is_own
 from hpsearch.finetune.zoo import GlyphNet
 
 
@@ -30,10 +29,7 @@ def torchvision_network(config: dict[str, Any]) -> nn.Module:
     from torchvision.models import get_model
 
     net: nn.Module = get_model(config["model"], weights=None, **config["arguments"])
-    renew(net, config["head"], len(config["classes"]))
-    if config["dropout"]:  # trained with a rate of its own, which the model card tells
-        net.set_submodule(config["dropout"], nn.Identity())
-    return net
+    return fitted(net, config)
 
 
 def own_network(config: dict[str, Any]) -> nn.Module:
@@ -42,21 +38,21 @@ def own_network(config: dict[str, Any]) -> nn.Module:
 
     module, _, function = config["model"].partition(":")
     net: nn.Module = getattr(import_module(module), function)(**config["arguments"])
-    renew(net, config["head"], len(config["classes"]))
+    return fitted(net, config)
+
+
+def fitted(net: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The network with a head for the classes, and without the dropout before it: training had one with a rate of its own."""
+    old, classes = net.get_submodule(config["head"]), len(config["classes"])
+    bias = getattr(old, "bias", None) is not None
+    if isinstance(old, nn.Linear) and old.out_features != classes:
+        net.set_submodule(config["head"], nn.Linear(old.in_features, classes, bias))
+    elif isinstance(old, nn.Conv2d) and old.out_channels != classes:
+        form = (old.kernel_size, old.stride, old.padding)
+        net.set_submodule(config["head"], nn.Conv2d(old.in_channels, classes, *form, bias=bias))  # type: ignore[arg-type]
     if config["dropout"]:
         net.set_submodule(config["dropout"], nn.Identity())
     return net
-
-
-def renew(net: nn.Module, name: str, classes: int) -> None:
-    """Replace the head `name` by one for `classes`, if it is for another number."""
-    old = net.get_submodule(name)
-    bias = getattr(old, "bias", None) is not None
-    if isinstance(old, nn.Linear) and old.out_features != classes:
-        net.set_submodule(name, nn.Linear(old.in_features, classes, bias))
-    elif isinstance(old, nn.Conv2d) and old.out_channels != classes:
-        size, stride, padding = (old.kernel_size, old.stride, old.padding)
-        net.set_submodule(name, nn.Conv2d(old.in_channels, classes, size, stride, padding, bias=bias))  # type: ignore[arg-type]
 
 
 def builder(model: str) -> Callable[[dict[str, Any]], nn.Module]:
@@ -65,16 +61,21 @@ def builder(model: str) -> Callable[[dict[str, Any]], nn.Module]:
 
 
 def network(config: dict[str, Any]) -> nn.Module:
-    """The network of config.json; its weights are those it is drawn with. FixInput when the user's function is not there."""
-    if is_own(config["model"]):
-        load_function(config["model"], "the model")  # also makes the working folder importable
-    return builder(config["model"])(config)
+    """The network of config.json; its weights are those it is drawn with. FixInput when it has no such name or function.
+
+    The user's function is called with the number of classes, as in training, whatever config.json says: that is no place for code.
+    """
+    check_model(config["model"])
+    if not is_own(config["model"]):
+        return builder(config["model"])(config)
+    net = zoo.own_net(config["model"], len(config["classes"]), pretrained=False)
+    return fitted(net, config)
 
 
 def source(model: str) -> str:
     """Code of a function `network` that builds a model of this name, with what it needs beside torch's `nn` and `Tensor`."""
     build = builder(model)
-    parts = [zoo.Residual, zoo.GlyphNet] if build is glyphnet_network else [renew]
+    parts = [zoo.Residual, zoo.GlyphNet] if build is glyphnet_network else [fitted]
     code = "\n\n".join(inspect.getsource(part) for part in (*parts, build))
     return code.replace(f"def {build.__name__}(", "def network(")
 

@@ -153,7 +153,7 @@ def copy_weights(winner: Winner, path: Path) -> None:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write config.json; lists of numbers stay on one line."""
     text = json.dumps(config, indent=2, ensure_ascii=False)
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
+    text = re.sub(r"\[\n[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

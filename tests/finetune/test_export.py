@@ -108,6 +108,15 @@ def test_a_model_of_ones_own_is_imported_by_name_and_gets_its_head(tmp_path, mon
     sys.modules.pop("exported_nets")
 
 
+def test_the_configuration_of_a_stranger_runs_nothing(tmp_path):
+    made = tmp_path / "made"
+    config = config_of("glyphnet", 5, zoo.GLYPHNET) | {"arguments": {"args": ["touch", str(made)]}, "head": "", "dropout": ""}
+    for name in ("subprocess:call", "nosuchmodel", "os.path"):
+        with pytest.raises(FixInput):
+            architectures.network(config | {"model": name})
+    assert not made.exists()
+
+
 # ---------------------------------------------------------------- pixels
 
 
@@ -304,6 +313,14 @@ def test_weights_that_did_not_earn_the_score_are_refused_and_nothing_is_left(tra
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(FixSetup, match="no checkpoint of hpsearch"):
         exported(replace(trained, checkpoint=tmp_path / "text.safetensors"), tmp_path / "work" / "out")
+
+
+def test_the_configuration_keeps_names_as_they_are_and_numbers_on_one_line(tmp_path):
+    config = {"classes": ["[1,  2]", "a  {b}"], "mean": [0.5, 1e-7], "nothing": []}
+    export.write_config(tmp_path, config)
+    text = (tmp_path / "config.json").read_text()
+    assert json.loads(text) == config
+    assert '"mean": [0.5, 1e-07]' in text
 
 
 def test_a_folder_in_use_is_left_alone(trained, tmp_path):
