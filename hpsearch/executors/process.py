@@ -27,7 +27,7 @@ def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
         kernel, message = ready(ref, worker)
         connection.send(message)
         sessions = Sessions(kernel, worker) if kernel is not None else None
-        while sessions is not None and (sessions.live or not sessions.worn):
+        while sessions is not None and (sessions.live or not sessions.worn or connection.poll(0)):
             while connection.poll(0 if sessions.ready else None):
                 order: Job | tuple[int, frozenset[int]] = connection.recv()
                 if isinstance(order, Job):

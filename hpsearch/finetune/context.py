@@ -51,7 +51,7 @@ class DeviceContext:
     def memory_budget(self, workers: int) -> int:
         """Bytes that this worker may keep activations in: of all memory, not of what is free now, so that it is the same each time."""
         if self.cuda:
-            return int(GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory)
+            return int(GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory / workers)
         return int(CPU_SHARE * total_memory() / workers)
 
     def slots(self, asked: int | str) -> int:

@@ -90,7 +90,10 @@ def together(requests: list[Request]) -> None:
     x, target = (torch.stack([F.pad(getattr(r, name), (0, 0, 0, most - len(r.x))) for r in requests]) for name in ("x", "target"))
     scale = torch.stack([request.scale for request in requests]).view(-1, 1, 1)
     own = [(*schedule(request), request.head.weight_decay) for request in requests]
-    rate, first, second, decay = torch.tensor(own, device=x.device).T.view(4, -1, 1, 1)
+    values = torch.tensor(own).T.contiguous()
+    if x.is_cuda:  # from pinned memory: the host need not wait
+        values = values.pin_memory().to(x.device, non_blocking=True)
+    rate, first, second, decay = values.view(4, -1, 1, 1)
     weight, mean, square = (torch.stack([getattr(head, name) for head in heads]) for name in ("weight", "mean", "square"))
     losses = step(x, target, scale, weight, mean, square, rate, decay, first, second)
     for i, request in enumerate(requests):

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ from hpsearch.seeds import seed_for
 from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Step, Trial, score_of
 
 VIEWS = 8  # of augmented images behind a cut that are kept
-LEAK = 2**20  # bytes on the device that a trial may keep: rounding, libraries' work spaces
+LEAK = 2**26  # bytes on the device that a trial may keep: the allocator's rounding, libraries' work spaces
+LOST = ("CUDA error", "CUBLAS_STATUS", "INTERNAL ASSERT", "outside graph capture")  # errors after which a process is of no use
+NAP = 1e-4  # seconds between looks at a device that works for one trial
 LEAKS = 3  # trials in a row that keep more
 
 
@@ -75,6 +77,7 @@ class FineTuneKernel:
         self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)), config.get("precision", "auto"))
         self.slots = self.context.slots(config.get("trials_per_device", "auto"))
         self.parts = Parts()
+        self.broken = ""
         self.grown: list[int] = []  # bytes, by the last trials one after the other
 
     # ---------------------------------------------------------------- what trials share
@@ -101,7 +104,8 @@ class FineTuneKernel:
         slots = [Slot(i, net, initial, features, y_train, len(data.classes), self.context, self.parts) for i, net in enumerate(networks)]
         if self.context.cuda:
             torch.cuda.synchronize(device)  # slots work on streams of their own
-        packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)))
+        stream = torch.cuda.Stream(device) if self.context.cuda else None
+        packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)), heads=stream)
         return Shared(initial, pre, built.matched.text(), data, features, y_train, y_val, packing, Heads())
 
     def facts(self) -> Facts:
@@ -135,16 +139,24 @@ class FineTuneKernel:
             try:
                 yield from self.turns(trial, Recipe.of({**self.fixed, **trial.params}))
             except (RuntimeError, ValueError, KeyError, OSError) as error:
+                if any(words in str(error) for words in LOST):
+                    self.broken = f"the device failed: {error}"
                 yield (Outcome(trial.number, Status.FAILED, error=f"{type(error).__name__}: {error}"),)
 
     def turns(self, trial: Trial, recipe: Recipe) -> Session:
         """Train a trial in a slot whose random numbers and stream are in place whenever it is its turn."""
-        packing, k = self.resident().packing, recipe.cuts(len(self.resident().model.blocks))[0]
-        while not packing.free() or (slot := packing.take(recipe, self.steps(recipe), self.resident().features.val(k))) is None:
-            yield ()
+        packing, blocks = self.resident().packing, len(self.resident().model.blocks)
+        alone = heads.fits(recipe, self.resident().model) and self.reader(recipe, blocks, 1).kept
+        slot, refused = None, -1
+        while slot is None:
+            if packing.free() and packing.ended != refused:  # memory comes back when a trial ends
+                refused = packing.ended
+                slot = packing.take(recipe, self.steps(recipe), training=not alone)
+            if slot is None:
+                yield ()
         before = self.held() if len(packing.busy) == 1 else None
         # Heads take their steps together, so they share a stream.
-        stream = packing.slots[0].stream if heads.fits(recipe, slot.model) else None
+        stream = packing.heads if alone else None
         session = self.train(trial, recipe, slot)
         advance = functools.partial(next, session)
         try:
@@ -156,8 +168,9 @@ class FineTuneKernel:
                         break
                 advance = functools.partial(session.send, (yield step))
         finally:
-            packing.busy.discard(slot.index)
             session.close()
+            packing.leave(slot)
+            slot.optimiser(recipe).zero_grad()
         del session, advance
         if before is not None and not packing.busy:
             grown = self.held() - before
@@ -195,6 +208,8 @@ class FineTuneKernel:
         Libraries allocate what they keep at first use, so that one trial may leave more than it found; not every one.
         """
         total = sum(self.grown)
+        if self.broken:
+            return self.broken
         return f"{total / 2**20:.0f} MiB on the device were not given back by {LEAKS} trials" if len(self.grown) >= LEAKS else ""
 
     # ---------------------------------------------------------------- a trial
@@ -221,7 +236,7 @@ class FineTuneKernel:
             shuffle = torch.Generator().manual_seed(seed_for(self.seed, trial.number, f"shuffle {live.epoch}"))
             order = torch.randperm(images, generator=shuffle).to(reader.place).tensor_split(batches)
             begun = time.monotonic()
-            alone = reader.kept and heads.fits(recipe, slot.model)
+            alone = reader.kept and k == blocks and heads.fits(recipe, slot.model)
             loss = yield from (self.head_epoch if alone else self.epoch)(live, slot, plan, reader, order)
             yield from self.caught_up()
             rate = images / max(time.monotonic() - begun, 1e-9)
@@ -253,11 +268,11 @@ class FineTuneKernel:
         """One pass over the training images; the sum of the steps' losses, on the device."""
         recipe, losses = plan.recipe, torch.zeros((), device=self.context.device)
         k = recipe.frozen(live.epoch, len(slot.model.blocks))
-        for chosen in order:
+        for chosen, y in self.with_labels(slot, order):
             slot.hyper.learning_rate.fill_(recipe.learning_rate * plan.factor(live.step))
             slot.draw_shares(recipe)
             shape = slot.shape(recipe, k, len(chosen), reader.kept)
-            losses += slot.step(shape, live.optimiser, reader.read(chosen), slot.labels[chosen.to(slot.labels.device)])
+            losses += slot.step(shape, live.optimiser, reader.read(chosen), y)
             live.largest = max(live.largest, len(chosen))
             live.step += 1
             yield ()
@@ -267,19 +282,25 @@ class FineTuneKernel:
         """The same for a trial that trains its head alone: its steps are taken together with those of other such trials."""
         r, losses = self.resident(), torch.zeros((), device=self.context.device)
         head = slot.head(live.optimiser)
-        for chosen in order:
-            x, target, scale = slot.head_batch(reader.read(chosen), slot.labels[chosen.to(slot.labels.device)])
+        for chosen, y in self.with_labels(slot, order):
+            x, target, scale = slot.head_batch(reader.read(chosen), y)
             request = r.heads.request(Request(head, x, target, scale, plan.recipe.learning_rate * plan.factor(live.step)))
             if len(r.packing.busy) > 1:
                 yield ()
             if request.loss is None:
                 r.heads.flush()
-            assert request.loss is not None
+            if request.loss is None:
+                raise RuntimeError("the step that this head shared with others failed")
             losses += request.loss
             live.largest = max(live.largest, len(chosen))
             live.step += 1
         slot.keep_head(head, live.optimiser)
         return losses
+
+    def with_labels(self, slot: Slot, order: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions of each batch with their labels, which are on the device; moved there once, since a copy waits for the device."""
+        there = torch.cat(order).to(slot.labels.device).split([len(part) for part in order])
+        return ((chosen, slot.labels[positions]) for chosen, positions in zip(order, there, strict=True))
 
     def caught_up(self) -> Session:
         """Let others go on until the device has done what was asked of it so far."""
@@ -287,6 +308,8 @@ class FineTuneKernel:
             event = torch.cuda.Event()
             event.record()
             while not event.query():
+                if len(self.resident().packing.busy) == 1:
+                    time.sleep(NAP)
                 yield ()
 
     def rank(self, progress: Progress) -> tuple[float, float]:

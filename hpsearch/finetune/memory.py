@@ -17,11 +17,18 @@ from torch import Tensor
 T = TypeVar("T")
 SMALLEST = 2  # images in a part: BatchNorm cannot normalise one
 DRY_RUNS = (4, 12)  # images in the batches that a forecast is made from
+NEVER = 2**60  # bytes: what ran out of memory in a dry run
+RAN_OUT = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def ran_out(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or in the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in RAN_OUT)
 
 
 def attempt(work: Callable[[], T]) -> T | None:
@@ -69,7 +76,7 @@ class Parts:
 
 
 class Forecast:
-    """Bytes that a trial needs beyond what trials share: linear in the images of a batch, from two dry runs for each shape."""
+    """Bytes that a trial needs beyond what trials share: linear in the images of a batch, from dry runs with two sizes for each shape."""
 
     def __init__(self) -> None:
         self.known: dict[Hashable, tuple[float, float]] = {}  # fixed, per image
@@ -78,7 +85,10 @@ class Forecast:
         """For a batch of `images`; `measure` gives the peak of a dry run with so many."""
         if shape not in self.known:
             few, many = DRY_RUNS
+            measure(few)  # libraries allocate their work spaces at first use
             low, high = measure(few), measure(many)
+            if max(low, high) >= NEVER:
+                return NEVER  # beside what runs now: it may fit another time
             slope = max(0.0, (high - low) / (many - few))
             self.known[shape] = (max(0.0, low - slope * few), slope)
         fixed, slope = self.known[shape]

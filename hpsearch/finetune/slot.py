@@ -17,7 +17,7 @@ from hpsearch.finetune.blocks import FineTuneModel
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
 from hpsearch.finetune.heads import Head
-from hpsearch.finetune.memory import Forecast, Parts, attempt, peak
+from hpsearch.finetune.memory import NEVER, Forecast, Parts, attempt, peak
 from hpsearch.finetune.optim import Hyper, Moments, Optimiser
 from hpsearch.finetune.recipe import Recipe
 from hpsearch.finetune.step import Program, Shape, cross_entropy
@@ -49,6 +49,7 @@ class Slot:
         self.moments: dict[str, Moments] = {}  # by kind of optimiser
         self.optimisers: dict[tuple[str, int, bool], Optimiser] = {}
         self.programs: dict[Shape, Program] = {}
+        self.failed: set[Shape] = set()  # could not be captured
         self.stream = torch.cuda.Stream(device) if context.cuda else None
         self.pool = torch.cuda.graph_pool_handle() if context.cuda else None
 
@@ -166,11 +167,12 @@ class Slot:
         self.model.eval()
 
         def whole() -> Tensor:
-            out = torch.empty(reader.images, self.classes, device=self.context.device)
+            out, done = torch.empty(reader.images, self.classes, device=self.context.device), 0
             for positions in self.features.batches(reader):
                 x = reader.read(positions)
                 program = self.programs.get(Shape(k, len(x), reader.kept))
-                out[positions[0] : positions[-1] + 1] = program(x) if program else self.scores(x, k, reader.kept)
+                out[done : done + len(x)] = program(x) if program else self.scores(x, k, reader.kept)
+                done += len(x)
             return out
 
         while (found := attempt(whole)) is None:
@@ -185,24 +187,44 @@ class Slot:
 
     # ---------------------------------------------------------------- CUDA
 
-    def capture(self, recipe: Recipe, steps: Sequence[tuple[Shape, Tensor]], val: Reader) -> None:
+    def capture(self, recipe: Recipe, steps: Sequence[tuple[Shape, Tensor]], training: bool) -> None:
         """Capture every step of a trial that was not captured before, given an input of each, and its evaluation.
 
         Before `begin`: what is run for it moves weights and optimiser. What does not fit into memory is left to be run in parts.
         """
+        if not self.model.cacheable:
+            return  # code that could not be traced may do on the host what a graph cannot hold
         optimiser = self.optimiser(recipe)
-        for shape, x in steps:
-            k = shape.frozen
+        for shape, x in steps if training else ():
             if shape not in self.programs and shape not in self.parts.known:
-                self.model.freeze(k)
+                self.model.freeze(shape.frozen)
                 y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
                 self.keep(shape, lambda x, y, shape=shape: self.whole_step(shape, optimiser, x, y), x, y)
         self.model.eval()
         for k in {shape.frozen for shape, _ in steps}:
+            val = self.features.val(k)
             for positions in {len(p): p for p in self.features.batches(val)}.values():
                 shape = Shape(k, len(positions), val.kept)
                 if shape not in self.programs:
-                    self.keep(shape, lambda x, k=k: self.scores(x, k, val.kept), val.read(positions))
+                    self.keep(shape, lambda x, k=k, kept=val.kept: self.scores(x, k, kept), val.read(positions))
+
+    def keep(self, shape: Shape, work: Callable[..., Tensor], *examples: Tensor) -> None:
+        """Capture work as the program of a shape. Where that fails the slot's other programs go too: they share its pool."""
+        program, pool = Program(work), self.pool
+        assert pool is not None
+        if shape in self.failed:
+            return
+        try:
+            captured = attempt(lambda: program.capture(pool, *examples))
+        except RuntimeError:  # it does what a graph cannot hold; if the device is lost, the next call will say so
+            captured = None
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad()
+        if captured:
+            self.programs[shape] = program
+        else:
+            self.failed.add(shape)
+            self.release()
 
     def whole_step(self, shape: Shape, optimiser: Optimiser, x: Tensor, y: Tensor) -> Tensor:
         """A step in one piece."""
@@ -212,26 +234,35 @@ class Slot:
         optimiser.step(shape.terms)
         return loss.detach()
 
-    def keep(self, shape: Shape, work: Callable[..., Tensor], *examples: Tensor) -> None:
-        """Capture work as the program of a shape, if memory allows."""
-        program, pool = Program(work), self.pool
-        assert pool is not None
-        if attempt(lambda: program.capture(pool, *examples)):
-            self.programs[shape] = program
-
     def need(self, forecast: Forecast, recipe: Recipe, shape: Shape, x: Tensor) -> int:
-        """Bytes on a GPU that a trial will take, from two dry runs with the first images of x; moves weights and optimiser."""
-        optimiser = self.optimiser(recipe)
+        """Bytes on a GPU that a trial will take, from dry runs with the first images of x; moves weights and optimiser."""
+        optimiser, device = self.optimiser(recipe), self.context.device
 
-        def measure(images: int) -> int:
+        def dry(work: Callable[[Tensor], object], x: Tensor, images: int) -> int:
             few = x.repeat(-(-images // len(x)), *[1] * (x.ndim - 1))[:images]
-            y = torch.zeros(images, dtype=torch.int64, device=x.device)
-            self.model.freeze(shape.frozen)
-            used = attempt(lambda: peak(lambda: self.whole_step(shape, optimiser, few, y), self.context.device))
+            used = attempt(lambda: peak(lambda: work(few), device))
             optimiser.zero_grad()
-            return 2**60 if used is None else used  # it fits nowhere beside others
+            return NEVER if used is None else used
 
-        return forecast.bytes((shape.frozen, shape.kept, recipe.optimizer), shape.images, measure)
+        def step(x: Tensor) -> object:
+            self.model.freeze(shape.frozen)
+            return self.whole_step(shape, optimiser, x, torch.zeros(len(x), dtype=torch.int64, device=device))
+
+        def evaluation(x: Tensor) -> object:
+            self.model.eval()
+            return self.scores(x, shape.frozen, shape.kept)
+
+        kind = (shape.frozen, shape.kept, recipe.optimizer)
+        most = max(
+            forecast.bytes(kind, shape.images, lambda images: dry(step, x, images)),
+            forecast.bytes((*kind, "eval"), self.features.batch, lambda images: dry(evaluation, x, images)),
+        )
+        kept = 2 * sum(p.nbytes for p in optimiser.params)  # the best epoch's weights, and those that replace them
+        return most + kept + sum(t.nbytes for t in optimiser.state().values())
+
+    def inputs(self) -> int:
+        """Bytes that captured steps keep to be given their inputs in."""
+        return sum(t.nbytes for program in self.programs.values() for t in program.inputs)
 
     def release(self) -> None:
         """Give back the memory of captured steps."""

@@ -200,7 +200,7 @@ def test_bf16_is_close_to_fp32_and_says_so(tmp_path):
 
 def test_memory_that_a_trial_keeps_wears_the_worker_out(tmp_path, monkeypatch):
     kernel, kept = make(tmp_path), []
-    monkeypatch.setattr(DeviceContext, "allocated", lambda self: 2**22 * len(kept) + kernel.resident().features.bytes())
+    monkeypatch.setattr(DeviceContext, "allocated", lambda self: 2**27 * len(kept) + kernel.resident().features.bytes())
 
     def trial(leaks):
         for step in kernel.session(Job(0, (Trial(0, {**PARAMS, "epochs": 1}),))):
@@ -208,4 +208,18 @@ def test_memory_that_a_trial_keeps_wears_the_worker_out(tmp_path, monkeypatch):
         return kernel.worn()
 
     assert [trial(leaks) for leaks in (False, True, True, False, True, True)] == [""] * 6, "first uses are no leak"
-    assert trial(True) == "12 MiB on the device were not given back by 3 trials"
+    assert trial(True) == "384 MiB on the device were not given back by 3 trials"
+
+
+def test_a_device_that_failed_wears_the_worker_out(tmp_path, monkeypatch):
+    kernel = make(tmp_path)
+    slot = kernel.resident().packing.slots[0]
+
+    def lost(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slot, "step", lost)
+        outcome = train(kernel)[-1]
+    assert (outcome.status, "illegal memory" in outcome.error) == (Status.FAILED, True)
+    assert kernel.worn().startswith("the device failed: CUDA error")
