@@ -247,7 +247,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
 
     found, record = actions.best(located(storage, track=False), study)
     if as_json:
-        click.echo(json.dumps(actions.record_json(record), indent=2))
+        click.echo(json.dumps(actions.record_json(record) | {"diagnosis": diagnose(record)}, indent=2))
         return
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
     click.echo(f"  {diagnose(record)}")

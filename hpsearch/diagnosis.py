@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hpsearch.types import TrialRecord
+from hpsearch.types import Status, TrialRecord
 
 SHORTEST = 3  # epochs below which nothing is said
 BLOWN = 2.0  # times the first epoch's losses, both: diverged
@@ -46,7 +46,8 @@ def diagnose(record: TrialRecord) -> str:
         return f"under-fitting: both losses still high, {both(val, train, 0)}"
     late = len(rows) - 1 - max(1, len(rows) // 4)
     if train[-1] > LOW and min(fall(val, late), fall(train, late)) > FALLING:
-        return f"under-fitting: both losses still falling since epoch {epochs[late]}, {both(val, train, late)}"
+        short = "cut short" if record.status is Status.PRUNED else "under-fitting"
+        return f"{short}: both losses still falling since epoch {epochs[late]}, {both(val, train, late)}"
     if all(losses[-1] > max(HIGH[0], HIGH[1] * losses[0]) for losses in (val, train)):
         return f"under-fitting: both losses still high, {both(val, train, 0)}"
     return f"healthy: {both(val, train, 0)}"

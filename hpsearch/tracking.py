@@ -353,7 +353,7 @@ class Mirror:
         summary |= {f"best_{key}": value for key, value in record.metrics.items()}
         metrics += [Metric(key, finite(value), stamp(ended), 0) for key, value in summary.items() if value is not None]
         tags = {"hpsearch.state": record.status.value, "hpsearch.attempt": str(record.attempt)}
-        tags["diagnosis"] = diagnose(record)[:4000]
+        tags["hpsearch.diagnosis"] = diagnose(record)[:4000]
         tags |= {f"hpsearch.effective.{key}": str(value) for key, value in record.effective.items()}
         tags |= {"hpsearch.error": record.error[:4000]} if record.error else {}
         self.log(run, metrics, [RunTag(key, value) for key, value in tags.items()])

@@ -1,6 +1,7 @@
 """Each learning curve gives its verdict, and none makes it fail."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from hpsearch.diagnosis import diagnose
 from hpsearch.types import Status, TrialRecord
 
-VERDICTS = ("diverged", "learning rate too small: ", "over-fitting from epoch ", "under-fitting: ", "healthy", "too short to tell")
+VERDICTS = (
+    "diverged",
+    "learning rate too small: ",
+    "over-fitting from epoch ",
+    "under-fitting: ",
+    "healthy",
+    "too short to tell",
+    "cut short: ",
+)
 LOSSES = st.floats(0.0, 1e6) | st.sampled_from([math.nan, math.inf])
 
 
@@ -45,6 +54,11 @@ def record(val, train, rate=1e-3, error=None):
 )
 def test_a_curve_gives_its_verdict(val, train, verdict):
     assert diagnose(record(val, train)).startswith(verdict)
+
+
+def test_a_trial_that_the_pruner_stopped_was_cut_short_and_not_to_blame():
+    falling = replace(record([2.0, 1.8, 1.6, 1.4], [2.0, 1.7, 1.4, 1.1]), status=Status.PRUNED)
+    assert diagnose(falling).startswith("cut short: both losses still falling since epoch 3")
 
 
 def test_a_trial_that_failed_by_divergence_says_how():

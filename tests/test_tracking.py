@@ -54,6 +54,7 @@ def test_fates_tell_apart_by_status_and_tag(mirrored):
     found = {n: (r.info.status, r.data.tags["hpsearch.state"]) for n, r in children.items()}
     assert found == {0: ("FINISHED", "COMPLETE"), 1: ("KILLED", "PRUNED"), 2: ("FAILED", "FAILED"), 3: ("FINISHED", "COMPLETE")}
     assert children[2].data.tags["hpsearch.error"] == "diverged: validation loss is inf"
+    assert children[2].data.tags["hpsearch.diagnosis"] == "diverged: validation loss is inf"
 
 
 def test_every_epoch_of_every_trial_is_there_once_with_its_time(mirrored):

@@ -85,12 +85,12 @@ def trials(view: StudyView) -> Grid:
     best, default = tables.best_trial(view), tables.default_trial(view)
     score = objective.objective(view.spec).name
     first = list(dict.fromkeys(("number", "status", score, "val_loss", "accuracy", *tables.FURTHER)))
-    last = [name for name in ("precision", "recall", "f1", "origin", "error") if name not in first]
+    last = [name for name in ("precision", "recall", "f1", "origin", "diagnosis", "error") if name not in first]
     order = [*first, *(name for name in frame.columns if name not in (*first, *last)), *last]
     columns = [name for name in order if name in frame and (name in first[:3] or frame[name].notna().any())]
     marks = {r.number: css for r, css in ((default, "default"), (best, "best")) if r}
     rows = [(marks.get(row["number"], ""), tuple(cell(name, row[name]) for name in columns)) for row in frame.to_dict("records")]
-    words = ("status", "origin", "error")
+    words = ("status", "origin", "diagnosis", "error")
     heads = tuple((LABELS.get(name, name), "text" if name in words else "num") for name in columns)
     return Grid("All trials", heads, tuple(rows), *csv_link(view, "trials", frame), sortable=True)
 
@@ -101,8 +101,8 @@ def cell(column: str, value: object) -> Cell:
         return Cell(NONE, "", "none")
     if column == "status":
         return Cell(FATES[Status(str(value))], str(value), f"fate {value}")
-    if column == "error":
-        return Cell(shorten(str(value), 240), str(value), "error")
+    if column in ("diagnosis", "error"):
+        return Cell(shorten(str(value), 240), str(value), column)
     if not isinstance(value, (int, float)):
         return Cell(shorten(str(value), 60), str(value))
     if column == "number":

@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from hpsearch.diagnosis import diagnose
 from hpsearch.recipes import CORE, CRAFT, KNOWN
 from hpsearch.report.objective import objective
 from hpsearch.types import DataReport, Status, TrialRecord, best_record
 
 METRICS = ("accuracy", "precision", "recall", "f1")
 FURTHER = ("balanced_accuracy", "top5")  # columns where a trial has them
-FIXED_COLUMNS = ("number", "status", "origin", "val_loss", "best_epoch", "epochs_trained", "seconds", *METRICS, "error")
+FIXED_COLUMNS = ("number", "status", "origin", "val_loss", "best_epoch", "epochs_trained", "seconds", *METRICS, "diagnosis", "error")
 EDGE = 0.02  # share of a range's length that counts as its edge
 Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -61,11 +62,11 @@ def trials(view: StudyView) -> pd.DataFrame:
         row |= {parameter_column(name): r.params.get(name) for name in parameters(view)}
         row |= {"val_loss": finite(r.val_loss), "best_epoch": r.best_epoch, "epochs_trained": len(r.curve), "seconds": r.seconds}
         row |= {name: finite(r.metrics.get(name)) for name in (*METRICS, *FURTHER)}
-        rows.append(row | {"error": r.error})
+        rows.append(row | {"diagnosis": diagnose(r) if r.status.ended else None, "error": r.error})
     middle = [parameter_column(name) for name in parameters(view)]
     score = objective(view.spec).name
     further = [name for name in FURTHER if name == score or any(row[name] is not None for row in rows)]
-    columns = [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:-1], *further, FIXED_COLUMNS[-1]]
+    columns = [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:-2], *further, *FIXED_COLUMNS[-2:]]
     table = frame(rows, columns, ("val_loss", "seconds", *METRICS, *further))
     return table.astype({"number": "int64", "epochs_trained": "int64", "best_epoch": "Int64"})
 
