@@ -50,7 +50,7 @@ SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other d
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
-YOUNGER: Mapping[str, Any] = {"precision": "auto", "augment_views": 8}  # studies stored before these keys were in the file go on
+YOUNGER = ("precision", "augment_views")  # no part of the identity at their defaults: studies stored before there were such keys go on
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -258,7 +258,8 @@ class StudySpec(Part):
 
 def comparable(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What of a resolved study makes its trials comparable; of its recipe, what differs from the defaults: the catalogue may grow."""
-    kept = {key: value for key, value in resolved.items() if key not in (*SESSION, "recipe") and YOUNGER.get(key) != value}
+    usual = {key: StudySpec.model_fields[key].default for key in YOUNGER}
+    kept = {key: value for key, value in resolved.items() if key not in (*SESSION, "recipe") and not (key in usual and value == usual[key])}
     recipe = resolved.get("recipe", {}).items()
     unusual = {name: value for name, value in recipe if name in CORE or value != CRAFT.get(name, {}).get("default")}
     return kept | ({"recipe": unusual} if unusual else {})

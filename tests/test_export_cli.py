@@ -26,6 +26,7 @@ from hpsearch.finetune.prepare import load_images
 from hpsearch.search.catalog import StoredStudy
 from hpsearch.types import say_nothing
 from tests.events import RECORDS
+from tests.squares import SQUARES
 from tests.test_main_job import HPSEARCH, hpsearch
 
 ROOT = Path(__file__).parent.parent
@@ -242,16 +243,7 @@ def test_a_model_of_ones_own_needs_its_module_and_nothing_else(tmp_path):
         "import torch\nfrom torch import nn\n\n"
         "def net(num_classes):\n"
         "    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)\n"
-        "    return nn.Sequential(*layers)\n\n"
-        "class Squares:\n"
-        "    classes = ['dark', 'light']\n"
-        "    def __len__(self):\n"
-        "        return 80\n"
-        "    def __getitem__(self, i):\n"
-        "        g = torch.Generator().manual_seed(i)\n"
-        "        return (torch.rand(3, 20, 20, generator=g) * 120 + 120 * (i % 2)).to(torch.uint8), i % 2\n\n"
-        "def squares():\n"
-        "    return Squares()\n"
+        "    return nn.Sequential(*layers)\n\n" + SQUARES
     )
     own = ["--data", "mine:squares", "--model", "mine:net", "--name", "own", "--set", "preprocess.size=16", "--set", "space.batch_size=8"]
     assert hpsearch(tmp_path, "run", "--trials", "1", *own, *QUICK).returncode == 0

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.finetune.photographs import tiles
+from tests.squares import SQUARES
 from tests.test_main_job import HPSEARCH, hpsearch
 
 QUICK = ["--set", "space.epochs=2", "--set", "space.frozen_layers={low: 15, high: all}"]
@@ -166,16 +167,7 @@ def test_own_data_and_own_model_are_taken_from_the_working_folder(tmp_path):
         "            if x.sum() > 1e9:  # cannot be traced\n"
         "                return self.head(self.body(x).mean((2, 3)))\n"
         "            return self.head(self.body(x).amax((2, 3)))\n"
-        "    return Odd()\n\n"
-        "class Squares:\n"
-        "    classes = ['dark', 'light']\n"
-        "    def __len__(self):\n"
-        "        return 80\n"
-        "    def __getitem__(self, i):\n"
-        "        g = torch.Generator().manual_seed(i)\n"
-        "        return (torch.rand(3, 20, 20, generator=g) * 120 + 120 * (i % 2)).to(torch.uint8), i % 2\n\n"
-        "def squares():\n"
-        "    return Squares()\n"
+        "    return Odd()\n\n" + SQUARES
     )
     quick = ["--trials", "2", "--set", "preprocess.size=16", "--set", "space.epochs=3", "--set", "space.batch_size=8"]
     result = hpsearch(tmp_path, "run", "--data", "mine:squares", "--model", "mine:net", *quick)

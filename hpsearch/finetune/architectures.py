@@ -86,6 +86,4 @@ def arguments(model: str, classes: int, size: int) -> dict[str, Any]:
         return {"classes": classes}
     if is_own(model):
         return {"num_classes": classes} | ({"pretrained": False} if zoo.takes_pretrained(model) else {})
-    if model in ("googlenet", "inception_v3"):
-        return {"aux_logits": False, "init_weights": False, "transform_input": True}
-    return {"image_size": size} if model.startswith("vit_") else {"input_size": [size, size]} if model.startswith("maxvit_") else {}
+    return zoo.arguments(model, size)

@@ -36,7 +36,6 @@ from hpsearch.finetune.step import Shape
 from hpsearch.seeds import seed_for
 from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Step, Trial, score_of
 
-VIEWS = 8  # of augmented images behind a cut that are kept
 LEAK = 2**26  # bytes on the device that a trial may keep: the allocator's rounding, libraries' work spaces
 LOST = ("CUDA error", "CUBLAS_STATUS", "INTERNAL ASSERT", "outside graph capture")  # errors after which a process is of no use
 NAP = 1e-4  # seconds between looks at a device that works for one trial
@@ -52,8 +51,7 @@ class Shared:
     weights: str  # which were loaded, and what of them did not fit
     data: datasets.Data
     features: Features
-    y_train: Tensor  # (N,)
-    y_val: Tensor
+    y_val: Tensor  # (N_val,)
     packing: Packing
     heads: Heads
 
@@ -106,7 +104,7 @@ class FineTuneKernel:
             torch.cuda.synchronize(device)  # slots work on streams of their own
         stream = torch.cuda.Stream(device) if self.context.cuda else None
         packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)), heads=stream)
-        return Shared(initial, pre, built.matched.text(), data, features, y_train, y_val, packing, Heads())
+        return Shared(initial, pre, built.matched.text(), data, features, y_val, packing, Heads())
 
     def facts(self) -> Facts:
         """Load everything and describe it."""
@@ -199,7 +197,7 @@ class FineTuneKernel:
         features = self.resident().features
         if recipe.cutmix:
             return features.passing("train")
-        views = int(self.config.get("augment_views", VIEWS))
+        views = int(self.config["augment_views"])
         return features.train(k, Strengths.values(recipe) if recipe.augments else (), epoch - 1, views)
 
     def worn(self) -> str:

@@ -20,7 +20,7 @@ from hpsearch.finetune.heads import Head
 from hpsearch.finetune.memory import NEVER, Forecast, Parts, attempt, peak
 from hpsearch.finetune.optim import Hyper, Moments, Optimiser
 from hpsearch.finetune.recipe import Recipe
-from hpsearch.finetune.step import Program, Shape, cross_entropy
+from hpsearch.finetune.step import Program, Shape, cross_entropy, smoothed
 
 TERMS = ("l1", "l2_sp", "clip_norm")
 
@@ -156,8 +156,7 @@ class Slot:
 
     def head_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a `heads.Request` takes of features x (n, D) with labels y (n,)."""
-        smoothing = self.hyper.label_smoothing
-        targets = (self.onehot[y] * (1 - smoothing) + smoothing / self.classes) * self.weights
+        targets = smoothed(self.onehot[y], self.hyper.label_smoothing) * self.weights
         return F.pad(self.model.dropout(x.float()), (0, 1), value=1.0), targets, 1 / self.weights[y].sum()
 
     # ---------------------------------------------------------------- evaluation

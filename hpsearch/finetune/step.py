@@ -16,13 +16,17 @@ from torch.nn import functional as F
 WARM = 3  # runs before a capture: cuDNN chooses, libraries allocate what they keep
 
 
+def smoothed(targets: Tensor, smoothing: Tensor) -> Tensor:
+    """Targets (n, K) with a share of their mass spread over all classes (Szegedy et al., 2016)."""
+    return targets * (1 - smoothing) + smoothing / targets.shape[1]
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: Tensor) -> Tensor:
-    """Sum over a batch of the cross-entropy [nats] of logits (n, K) with targets (n, K), smoothed (Szegedy et al., 2016).
+    """Sum over a batch of the cross-entropy [nats] of logits (n, K) with targets (n, K), smoothed.
 
     `weights` (K,) multiply the classes' terms; torch.nn.functional.cross_entropy divides the same sum by that of `weights[label]`.
     """
-    targets = targets * (1 - smoothing) + smoothing / logits.shape[1]
-    return -(targets * weights * F.log_softmax(logits.float(), dim=1)).sum()
+    return -(smoothed(targets, smoothing) * weights * F.log_softmax(logits.float(), dim=1)).sum()
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,13 @@ def known_net(name: str, classes: int, size: int) -> nn.Module:
     return glyphnet(classes) if name == "glyphnet" else torchvision_net(name, size)
 
 
+def arguments(name: str, size: int) -> dict[str, Any]:
+    """What torchvision's constructor of `name` is called with, JSON-able, for square images of `size` pixels."""
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": False, "transform_input": True}
+    return {"image_size": size} if name.startswith("vit_") else {"input_size": [size, size]} if name.startswith("maxvit_") else {}
+
+
 def torchvision_net(name: str, size: int) -> nn.Module:
     """torchvision's classifier `name` with its 1000 ImageNet classes, for square images of `size` pixels.
 
@@ -95,15 +102,8 @@ def torchvision_net(name: str, size: int) -> nn.Module:
     """
     from torchvision.models import get_model
 
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": False, "transform_input": True}
-    elif name.startswith("vit_"):
-        options = {"image_size": size}
-    elif name.startswith("maxvit_"):
-        options = {"input_size": (size, size)}
     try:
-        net: nn.Module = get_model(name, weights=None, **options)
+        net: nn.Module = get_model(name, weights=None, **arguments(name, size))
     except (ValueError, AssertionError) as error:
         raise FixInput(f"{name} cannot be built for images of {size} x {size} pixels: {error}; change preprocess.size") from error
     return net
