@@ -51,14 +51,27 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Setup:
+    """What sets a run beside the search (a reference, a confirmation) apart from the study's trials."""
+
+    name: str  # "confirm-0012-seed-1": names its files and its MLflow run
+    like: int  # trial whose random numbers it draws
+    seed: int | None = None  # in place of the study's: for the new head, the order of images, augmentation
+    scratch: bool = False  # from random weights
+    fold: int | None = None  # of `folds`, from 0: validates on that part of the training and validation images
+    folds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One configuration to train."""
 
     number: int  # from 0; trial 0 is the default recipe
     params: Params
     attempt: int = 1  # k+1 after an interruption
-    origin: str = "sampled"  # "default", "sampled" or "grid"
+    origin: str = "sampled"  # "default", "warm", "portfolio", "sampled" or "grid"; "reference", "confirm" or "winner" beside the search
     resume: str | None = None  # file with the state it goes on from
+    setup: Setup | None = None  # of a run beside the search, whose number is negative
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +154,7 @@ class TrialRecord:
     objective: str = "val_loss"  # one of OBJECTIVES: what the study optimises
     per_class: PerClass = field(default_factory=dict)
     state: str | None = None  # file that a paused trial goes on from
+    setup: Setup | None = None  # of a run beside the search
 
     @property
     def score(self) -> float | None:

@@ -23,7 +23,7 @@ OWNERS = {
     "mlflow": ("hpsearch.tracking",),
     "plotly": ("hpsearch.report",),
     "pandas": ("hpsearch.report",),
-    "scipy": ("hpsearch.report",),
+    "scipy": ("hpsearch.report", "hpsearch.statistics"),
     "jinja2": ("hpsearch.report",),
     "click": ("hpsearch.cli",),
     "rich": ("hpsearch.terminal", "hpsearch.printing", "hpsearch.cli"),
@@ -37,7 +37,7 @@ TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKIN
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
-    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine", "hpsearch.diagnosis"),
+    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine", "hpsearch.diagnosis", "hpsearch.statistics"),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
     ("hpsearch.space",),
     ("hpsearch.settings",),
@@ -53,6 +53,7 @@ LOWEST = {
     "hpsearch.errors": (),
     "hpsearch.types": ("hpsearch.errors",),
     "hpsearch.seeds": (),
+    "hpsearch.statistics": (),
     "hpsearch.resources": ("hpsearch.errors",),
     "hpsearch.machine": ("hpsearch.errors",),
 }
