@@ -37,7 +37,15 @@ TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKIN
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
-    ("hpsearch.errors", "hpsearch.types", "hpsearch.seeds", "hpsearch.resources", "hpsearch.machine", "hpsearch.diagnosis", "hpsearch.statistics"),
+    (
+        "hpsearch.errors",
+        "hpsearch.types",
+        "hpsearch.seeds",
+        "hpsearch.resources",
+        "hpsearch.machine",
+        "hpsearch.diagnosis",
+        "hpsearch.statistics",
+    ),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
     ("hpsearch.space",),
     ("hpsearch.settings",),
