@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpsearch.finetune import beside, heads, metrics, models
 from hpsearch.finetune import data as datasets
-from hpsearch.finetune import heads, metrics, models
 from hpsearch.finetune.augment import Strengths
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
@@ -135,7 +135,8 @@ class FineTuneKernel:
         """Train the job's trials one after the other."""
         for trial in job.trials:
             try:
-                yield from self.turns(trial, Recipe.of({**self.fixed, **trial.params}))
+                settings = {name: value for name, value in {**self.fixed, **trial.params}.items() if name != "model"}
+                yield from self.turns(trial, Recipe.of(settings))
             except (RuntimeError, ValueError, KeyError, OSError) as error:
                 if any(words in str(error) for words in LOST):
                     self.broken = f"the device failed: {error}"
@@ -218,7 +219,9 @@ class FineTuneKernel:
         r, blocks = self.resident(), len(slot.model.blocks)
         images = len(r.data.train)
         batches = epoch_batches(images, recipe.batch_size)
-        live = Live(slot.model, recipe.frozen_layers, slot.begin(recipe))
+        initial = beside.start(trial.setup, recipe, slot.model, r.initial, self.config, len(r.data.classes))
+        seed, number = beside.draws(trial, self.seed)
+        live = Live(slot.model, recipe.frozen_layers, slot.begin(recipe, initial))
         if trial.resume is not None:
             load_state(live, Path(trial.resume))
         start -= live.seconds
@@ -229,9 +232,9 @@ class FineTuneKernel:
             k = recipe.frozen(live.epoch, blocks)
             slot.model.freeze(k)
             reader = self.reader(recipe, k, live.epoch)
-            self.context.draws.seed(seed_for(self.seed, trial.number, f"epoch {live.epoch}"))
-            slot.shares.manual_seed(seed_for(self.seed, trial.number, f"mix {live.epoch}"))
-            shuffle = torch.Generator().manual_seed(seed_for(self.seed, trial.number, f"shuffle {live.epoch}"))
+            self.context.draws.seed(seed_for(seed, number, f"epoch {live.epoch}"))
+            slot.shares.manual_seed(seed_for(seed, number, f"mix {live.epoch}"))
+            shuffle = torch.Generator().manual_seed(seed_for(seed, number, f"shuffle {live.epoch}"))
             order = torch.randperm(images, generator=shuffle).to(reader.place).tensor_split(batches)
             begun = time.monotonic()
             alone = reader.kept and k == blocks and heads.fits(recipe, slot.model)
@@ -260,7 +263,7 @@ class FineTuneKernel:
                 live.best, live.stale = Kept(now, state, confusion), 0
             live.seconds = now.seconds
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
-        yield (self.outcome(trial, live, effective(trial.params, recipe, live, slot), plan.over(live)),)
+        yield (self.outcome(trial, live, initial, effective(trial.params, recipe, live, slot), plan.over(live)),)
 
     def epoch(self, live: Live, slot: Slot, plan: Plan, reader: Reader, order: tuple[Tensor, ...]) -> Generator[Step, Any, Tensor]:
         """One pass over the training images; the sum of the steps' losses, on the device."""
@@ -317,22 +320,22 @@ class FineTuneKernel:
             raise ValueError(f"this data has no {self.objective}: choose another objective")
         return OBJECTIVES[self.objective] * score, progress.val_loss
 
-    def outcome(self, trial: Trial, live: Live, used: Params, finished: bool) -> Outcome:
+    def outcome(self, trial: Trial, live: Live, initial: Mapping[str, Tensor], used: Params, finished: bool) -> Outcome:
         """The result of a trial that no error cut short; writes the whole model of a finished one, the state of one that may go on."""
         assert live.best is not None  # epochs >= 1
         kept, checkpoint, state = live.best.progress, None, None
         per_class: PerClass = metrics.per_class(live.best.confusion) if finished else {}
         folder = Path(self.config["folder"]) if self.config.get("folder") else None
         if folder is not None and finished:
-            path = folder / f"trial-{trial.number:04d}.safetensors"
+            path = folder / f"{beside.stem(trial)}.safetensors"
             r = self.resident()
             about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed", "objective")}
             about |= {"classes": list(r.data.classes), "preprocessing": asdict(r.preprocessing), "data_digest": r.data.digest}
             about |= {"trial": trial.number, "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
-            save_tensors({**r.initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
+            save_tensors({**initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
         elif folder is not None and self.config["pruner"]["name"] == "halving":
-            path = folder / f"trial-{trial.number:04d}-epoch-{live.epoch:03d}.state"
+            path = folder / f"{beside.stem(trial)}-epoch-{live.epoch:03d}.state"
             save_state(live, path)
             state = str(path)
         return Outcome(
@@ -381,7 +384,7 @@ def effective(params: Params, recipe: Recipe, live: Live, slot: Slot) -> Params:
     used |= {name: getattr(slot.hyper, name).item() for name in ("weight_decay", "momentum", "label_smoothing", "l1", "l2_sp", "clip_norm")}
     used |= {"batch_size": live.largest, "dropout": slot.model.dropout.rate.item(), "frozen_layers": slot.model.frozen()}
     used |= {"optimizer": live.optimiser.kind, "layer_decay": live.optimiser.used}
-    return {name: used[name] for name in params}
+    return {name: used[name] for name in params if name in used}
 
 
 def diverged(now: Progress, recipe: Recipe) -> Outcome:

@@ -62,14 +62,14 @@ class Slot:
 
     # ---------------------------------------------------------------- a trial begins
 
-    def begin(self, recipe: Recipe) -> Optimiser:
-        """Hyperparameters, weights and optimiser as at the start of every trial."""
+    def begin(self, recipe: Recipe, initial: Mapping[str, Tensor]) -> Optimiser:
+        """Hyperparameters, weights and optimiser as at the start of a trial."""
         self.hyper.set(recipe)
         self.strengths.set(recipe)
         self.model.dropout.rate.fill_(recipe.dropout)
         self.weights.copy_(balanced(self.labels, self.classes) if recipe.class_weights == "balanced" else torch.ones(self.classes))
         optimiser = self.optimiser(recipe)
-        self.model.restore(self.initial)
+        self.model.restore(initial)
         optimiser.reset(recipe.layer_decay)
         return optimiser
 
