@@ -56,6 +56,7 @@ class Setup:
 
     name: str  # "confirm-0012-seed-1": names its files and its MLflow run
     like: int  # trial whose random numbers it draws
+    trial: int | None = None  # trial whose configuration it repeats
     seed: int | None = None  # in place of the study's: for the new head, the order of images, augmentation
     scratch: bool = False  # from random weights
     fold: int | None = None  # of `folds`, from 0: validates on that part of the training and validation images
