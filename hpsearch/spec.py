@@ -44,6 +44,9 @@ SESSION = (
     "trials_per_device",
     "data_root",
     "bad_files",
+    "references",
+    "confirm",
+    "cv",
 )  # may differ from one session of a study to the next
 EMBEDDED_DATA = "digits"
 SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other data
@@ -153,6 +156,30 @@ class PrunerSpec(Part):
     around: Annotated[Literal["none", "median", "halving", "hyperband"], known_name(PRUNERS[:-1], "pruner to wrap")] = "median"
 
 
+class RepeatSpec(Part):
+    """The best `top` configurations trained again, `times` times each."""
+
+    top: Whole = Field(3, ge=1, le=100)
+    times: Whole = Field(3, ge=2, le=100)
+
+
+REPEATS = re.compile(r"(?:(\d{1,4})\s*[x×*]\s*)?(\d{1,4})")
+
+
+def short_repeats(value: object) -> object:
+    """Let "3x5" stand for `{top: 3, times: 5}`, and 5 alone for the same."""
+    if value is None or isinstance(value, (Mapping, RepeatSpec)):
+        return value
+    found = None if isinstance(value, bool) else REPEATS.fullmatch(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"must be written as 3x5 (the best 3 configurations, 5 times each) or as a number, got {told(value)}")
+    top, times = found.groups()
+    return {"times": int(times)} | ({"top": int(top)} if top else {})
+
+
+Repeats: TypeAlias = Annotated[RepeatSpec | None, BeforeValidator(short_repeats)]
+
+
 def short_pruner(value: object) -> object:
     """Let `pruner: median` stand for `pruner: {name: median}`."""
     return {"name": value} if isinstance(value, (str, bool)) else value  # `pruner: no` is told the names there are
@@ -185,6 +212,9 @@ class StudySpec(Part):
         "auto", description="of the network's arithmetic; auto: bf16 where the device has it"
     )
     augment_views: Whole = Field(8, ge=0, le=1000, description="augmented versions of each image that are kept; 0: none")
+    references: bool = Field(False, description="also train from scratch, the head alone, and the default recipe, at equal epochs")
+    confirm: Repeats = Field(None, description="3x5: the best 3 configurations on 5 fresh seeds; then the test split is opened")
+    cv: Repeats = Field(None, description="3x5: the same on 5 folds of training and validation images")
     recipe: dict[str, Any] = Field(default_factory=dict, description="what is fixed; the rest is in the space, or at its default")
     space: dict[str, Any] = Field(default_factory=dict)
 
@@ -199,6 +229,18 @@ class StudySpec(Part):
         if split and split.get("train_per_class") is not None:
             usual.pop("test", None)  # all that are left
         return {**values, "split": {**usual, **(split or {})}}
+
+    @model_validator(mode="after")
+    def one_confirmation(self) -> StudySpec:
+        """Refuse two ways of confirming in one study."""
+        if self.confirm and self.cv:
+            raise ValueError("confirm (fresh seeds) and cv (folds) are two ways to one end: keep one of them")
+        return self
+
+    @property
+    def repeats(self) -> RepeatSpec | None:
+        """How the best configurations are confirmed, if at all."""
+        return self.confirm or self.cv
 
     def defaults(self) -> Defaults:
         """What omitted hyperparameters get."""
@@ -332,8 +374,14 @@ def explain(item: Mapping[str, Any]) -> str:
         path = path[:1]  # pydantic adds which member of the union it tried
     where = ".".join(path) or "a key"
     if item["type"] == "extra_forbidden":
-        sections: dict[str, type[Part]] = {"split": SplitSpec, "pruner": PrunerSpec, "preprocess": PreprocessSpec}
+        sections: dict[str, type[Part]] = {
+            "split": SplitSpec,
+            "pruner": PrunerSpec,
+            "preprocess": PreprocessSpec,
+            "confirm": RepeatSpec,
+            "cv": RepeatSpec,
+        }
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
         return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}"
+    return f"{where}: {message[0].lower()}{message[1:]}" if path else message
