@@ -384,4 +384,4 @@ def explain(item: Mapping[str, Any]) -> str:
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
         return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}" if path else message
+    return message if item["type"] == "value_error" and not path else f"{where}: {message[0].lower()}{message[1:]}"

@@ -140,6 +140,11 @@ BAD = [
     ({"space": [1]}, "space: "),
     ({"split": {"train_per_class": 0}}, "split.train_per_class: input should be greater"),
     ({"sampler": "grid", "space": {"dropout": {"low": 0, "high": 0.5}}}, "the grid sampler needs points for 'dropout'"),
+    ({"confirm": True}, "confirm: must be written as 3x5"),
+    ({"confirm": "3 by 5"}, "confirm: must be written as 3x5"),
+    ({"cv": "3x1"}, "cv.times: input should be greater than or equal to 2"),
+    ({"confirm": {"tops": 1}}, "unknown key 'confirm.tops': did you mean 'top'?"),
+    ({"confirm": "3x5", "cv": 3}, "confirm (fresh seeds) and cv (folds) are two ways to one end"),
     ({"\ud800": 1}, "a key: "),
     ({1: 2}, "1: keys should be strings"),
 ]
@@ -162,11 +167,21 @@ def test_all_problems_are_listed_at_once():
 
 @pytest.mark.parametrize(("section", "values"), [(StudySpec, {}), (SplitSpec, {"split": {}}), (PrunerSpec, {"pruner": {}})])
 def test_no_numeric_field_takes_a_truth_value(section, values):
-    numeric = [name for name, field in section.model_fields.items() if isinstance(field.default, (int, float))] + ["timeout"] * (not values)
+    numbers = {name: field.default for name, field in section.model_fields.items() if not isinstance(field.default, bool)}
+    numeric = [name for name, default in numbers.items() if isinstance(default, (int, float))] + ["timeout"] * (not values)
     for name in numeric:
         wrong = {next(iter(values)): {name: True}} if values else {name: True}
         with pytest.raises(FixInput, match=f"{name}: must be a number, got true"):
             parse_spec(wrong)
+
+
+@pytest.mark.parametrize(("written", "top", "times"), [("3x5", 3, 5), ("2 × 4", 2, 4), (5, 3, 5), ("5", 3, 5), ({"top": 2}, 2, 3)])
+@pytest.mark.parametrize("key", ["confirm", "cv"])
+def test_repeats_are_written_in_short(key, written, top, times):
+    spec = parse_spec({key: written})
+    assert (spec.repeats.top, spec.repeats.times) == (top, times)
+    assert spec.digest() == parse_spec({}).digest(), "confirming makes no other study"
+    assert parse_spec(spec.resolved()).repeats == spec.repeats
 
 
 # ---------------------------------------------------------------- merging
