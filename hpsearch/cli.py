@@ -96,6 +96,8 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--model", metavar="NAME", help="a torchvision classifier such as resnet50, or module:function  [default: glyphnet]")
 @click.option("--weights", metavar="W", help="DEFAULT, a torchvision name, a file, or none  [default: DEFAULT]")
 @click.option("--objective", metavar="NAME", help="val_loss, accuracy, balanced_accuracy, precision, recall, f1, top5  [default: val_loss]")
+@click.option("--warm-start", metavar="STUDY", help="begin with the best configurations of an earlier study in the same storage")
+@click.option("--portfolio/--no-portfolio", default=None, help="begin with recipes that are known to be good")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
 @click.option("--no-tracking", is_flag=True, help="do without MLflow")

@@ -10,6 +10,7 @@ from hpsearch.space import GOES_WITH
 from hpsearch.yamlfile import parse_yaml
 
 RIVALS = {"space": "recipe", "recipe": "space"}
+HEADS = {"pruner": "name", "warm_start": "study"}  # sections that may be written as this one of their keys
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
@@ -27,7 +28,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         if child is None:
             child = spot[key] = fallback
         if not isinstance(child, dict):
-            child = spot[key] = {"name" if key == "pruner" else "choices" if isinstance(child, list) else "value": child}
+            child = spot[key] = {HEADS[key] if key in HEADS else "choices" if isinstance(child, list) else "value": child}
         spot = child
     spot[keys[-1]] = parse_yaml(text, f"--set {setting}")
     if len(keys) == 3 and keys[0] == "space":

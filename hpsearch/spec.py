@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hpsearch.errors import FixInput, nearest
 from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, spelled, told
 from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
-from hpsearch.settings import apply_setting
+from hpsearch.settings import HEADS, apply_setting
 from hpsearch.space import Parameter, Space, bind_blocks, bind_condition, grid_size, parse_space
 from hpsearch.types import OBJECTIVES, Params
 from hpsearch.yamlfile import read_yaml
@@ -47,6 +47,8 @@ SESSION = (
     "references",
     "confirm",
     "cv",
+    "warm_start",
+    "portfolio",
 )  # may differ from one session of a study to the next
 EMBEDDED_DATA = "digits"
 SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other data
@@ -185,6 +187,22 @@ def short_pruner(value: object) -> object:
     return {"name": value} if isinstance(value, (str, bool)) else value  # `pruner: no` is told the names there are
 
 
+class WarmStartSpec(Part):
+    """An earlier study in the same storage, and how many of its best configurations open this one."""
+
+    study: str = Field(min_length=1)
+    top: Whole = Field(5, ge=1, le=1000)
+
+
+def short_warm_start(value: object) -> object:
+    """Let `warm_start: flowers-tpe` stand for `warm_start: {study: flowers-tpe}`."""
+    if value is None or isinstance(value, (Mapping, WarmStartSpec)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be the name of a study in the same storage, got {told(value)}")
+    return {"study": value}
+
+
 class StudySpec(Part):
     """A whole study, resolved. What a study file may hold, with its defaults."""
 
@@ -215,6 +233,10 @@ class StudySpec(Part):
     references: bool = Field(False, description="also train from scratch, the head alone, and the default recipe, at equal epochs")
     confirm: Repeats = Field(None, description="3x5: the best 3 configurations on 5 fresh seeds; then the test split is opened")
     cv: Repeats = Field(None, description="3x5: the same on 5 folds of training and validation images")
+    warm_start: Annotated[WarmStartSpec | None, BeforeValidator(short_warm_start)] = Field(
+        None, description="an earlier study, whose best configurations open this one"
+    )
+    portfolio: Annotated[bool, Field(strict=True)] = Field(False, description="open with recipes that are known to be good")
     recipe: dict[str, Any] = Field(default_factory=dict, description="what is fixed; the rest is in the space, or at its default")
     space: dict[str, Any] = Field(default_factory=dict)
 
@@ -336,8 +358,8 @@ def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Map
     for key, value in (flags or {}).items():
         if value is None:
             continue
-        if key == "pruner" and isinstance(values.get("pruner"), dict):
-            value = values["pruner"] | {"name": value}
+        if key in HEADS and isinstance(values.get(key), dict):
+            value = values[key] | {HEADS[key]: value}
         values[key] = value
     changed = any(settings) or any(value is not None for value in (flags or {}).values())
     spec = parse_spec(values, source=(f"{path} with these options" if changed else str(path)) if path else "this study")
@@ -380,6 +402,7 @@ def explain(item: Mapping[str, Any]) -> str:
             "preprocess": PreprocessSpec,
             "confirm": RepeatSpec,
             "cv": RepeatSpec,
+            "warm_start": WarmStartSpec,
         }
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
         return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
