@@ -33,7 +33,7 @@ OWNERS = {
     "pyarrow": ("hpsearch.finetune.manifests",),
     "psutil": ("hpsearch.machine",),
 }
-TYPES_ONLY = {("hpsearch.actions", "optuna")}  # may be named under TYPE_CHECKING
+TYPES_ONLY = {("hpsearch.actions", "optuna"), ("hpsearch.proving", "optuna")}  # may be named under TYPE_CHECKING
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
@@ -45,14 +45,17 @@ FLOORS = (
         "hpsearch.machine",
         "hpsearch.diagnosis",
         "hpsearch.statistics",
+        "hpsearch.comparison",
+        "hpsearch.verdict",
     ),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
     ("hpsearch.space",),
-    ("hpsearch.settings",),
+    ("hpsearch.settings", "hpsearch.proof"),
     ("hpsearch.spec",),
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
+    ("hpsearch.proving",),
     ("hpsearch.actions", "hpsearch.delivery"),
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing"),
 )
@@ -62,6 +65,8 @@ LOWEST = {
     "hpsearch.types": ("hpsearch.errors",),
     "hpsearch.seeds": (),
     "hpsearch.statistics": (),
+    "hpsearch.comparison": ("hpsearch.types", "hpsearch.errors", "hpsearch.statistics"),
+    "hpsearch.verdict": ("hpsearch.types", "hpsearch.statistics", "hpsearch.comparison"),
     "hpsearch.resources": ("hpsearch.errors",),
     "hpsearch.machine": ("hpsearch.errors",),
 }
