@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
+from hpsearch.proof import Proof, wanted, winner_of
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
-from hpsearch.types import DataReport, Prepared, Say, Status, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
+from hpsearch.types import DataReport, Prepared, Say, Status, StoredStudy, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from hpsearch.executors.process import ProcessExecutor
-    from hpsearch.search.catalog import StoredStudy
     from hpsearch.spec import StudySpec
 
-KERNEL = "hpsearch.finetune.kernel:make"
+KERNEL = "hpsearch.finetune.family:make"
 PREPARE = "hpsearch.finetune.prepare:prepare"
 DATA_REPORT = "data-check.json"
-PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.kernel", "hpsearch.finetune.prepare")
+PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.family", "hpsearch.finetune.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Summary:
     counts: dict[str, int]  # trials per status
     seconds: float  # of this session
     report: str | None
-    weights: str | None  # file of the best trial's weights
+    weights: str | None  # file of the winner's weights
+    proof: Proof | None  # what was found beside the search
     tracking_problem: str | None
     ui_command: str | None
 
@@ -116,6 +117,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
         trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
         try:
             from hpsearch.orchestrator import Orchestrator
+            from hpsearch.proving import Prover, due
+            from hpsearch.search.catalog import read_study
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
 
@@ -127,12 +130,14 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
                 spec = spec.bound(prepared.blocks if prepared else known["blocks"])
                 with closing(OptunaSearcher(spec, storage)) as searcher:
-                    if prepared is None and searcher.remaining(spec.trials):
+                    stored = read_study(storage, name)
+                    if prepared is None and (searcher.remaining(spec.trials) or due(stored)):
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
                         same_inputs(name, known, prepared)
                         found = {"index": prepared.index, "weights_digest": prepared.weights_digest}
-                        executor.ref = KernelRef(KERNEL, spec.resolved() | {"folder": str(folder), "workers": workers} | found)
+                        config = spec.resolved() | {"folder": str(folder), "workers": workers} | found
+                        executor.ref = KernelRef(KERNEL, config)
                     loop = Orchestrator(
                         searcher,
                         executor,
@@ -142,7 +147,10 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         ahead=ASK_AHEAD.get(spec.sampler, 0),
                         stop=lambda: "interrupted" if stopped_by() else None,
                     )
-                    reason = loop.run(name, spec.resolved())
+                    reason = loop.run(name, spec.resolved(), stored.runs)
+                if reason != "interrupted" and due(read_study(storage, name)):
+                    prover = Prover(storage, name, executor, trackers, loop.facts, stopped_by, say)
+                    reason = prover.prove(config) or reason
             summary = finish(spec, where, reason, trackers, say, begun)
         except BaseException:
             if mlflow is not None:
@@ -200,20 +208,25 @@ def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
+    from hpsearch.proving import flat, write_proof
     from hpsearch.search.store import opened
 
     say("Writing the report", 0, 0)
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
         report = write_report(storage, stored, where)
+    proof, proven = write_proof(stored, where.runs(stored.name)) if wanted(stored) else (None, None)
     resolved = where.runs(stored.name) / "spec.json"
     resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
     best = best_record(stored.records)
     default = next((r for r in stored.records if r.number == 0), None)
-    weights = best.checkpoint if best and best.checkpoint and Path(best.checkpoint).exists() else None
+    winner = winner_of(stored)
+    weights = winner.checkpoint if winner and winner.checkpoint and Path(winner.checkpoint).exists() else None
     data_report = where.runs(stored.name) / DATA_REPORT
     files = [report, resolved, *([data_report] if data_report.exists() else []), *([Path(weights)] if weights else [])]
-    ended = StudyEnded(reason, best, default, [str(file) for file in files])
+    files += [proven] if proven else []
+    scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)
+    ended = StudyEnded(reason, best, default, [str(file) for file in files], scores, confirmed)
     for tracker in trackers:
         tracker.record(ended)
     mlflow = next((tracker for tracker in trackers if isinstance(tracker, tracking.MlflowTracker)), None)
@@ -231,6 +244,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         seconds=time.monotonic() - begun,
         report=str(report),
         weights=weights,
+        proof=proof,
         tracking_problem=mlflow.problem if mlflow and mlflow.problem else None,
         ui_command=ui_command(where) if mlflow else None,
     )

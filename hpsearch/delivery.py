@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch.actions import Place, show
 from hpsearch.errors import FixInput, FixSetup, NotFound
-from hpsearch.types import Say, Status, TrialRecord, best_record, say_nothing
+from hpsearch.types import Say, Status, StoredStudy, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from hpsearch.finetune.export import Exported
     from hpsearch.finetune.predict import Prediction
-    from hpsearch.search.catalog import StoredStudy
 
 
 def export(

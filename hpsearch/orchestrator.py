@@ -36,7 +36,10 @@ GRACE = 8.0  # seconds that running trials get, after a request to stop, to reac
 
 
 class Orchestrator:
-    """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None."""
+    """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None.
+
+    `facts` are those of workers that were started already. `tidy`: only the weights of the best trial are kept.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,8 @@ class Orchestrator:
         timeout: float | None = None,
         ahead: int = 0,
         stop: Callable[[], str | None] = lambda: None,
+        facts: Facts | None = None,
+        tidy: bool = True,
     ) -> None:
         self.searcher, self.executor, self.trackers = searcher, executor, trackers
         self.budget, self.timeout, self.ahead, self.stop = budget, timeout, ahead, stop
@@ -56,22 +61,27 @@ class Orchestrator:
         self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
         self.interrupted: set[int] = set()
         self.exhausted = False
-        self.facts: Facts | None = None
+        self.facts, self.tidy = facts, tidy
         self.best = best_record(searcher.records())
         self.states = {r.number: r.state for r in searcher.records() if r.status is Status.PAUSED and r.state is not None}
 
-    def run(self, study: str, spec: Mapping[str, Any]) -> str:
+    def run(self, study: str, spec: Mapping[str, Any], beside: Sequence[TrialRecord] = ()) -> str:
+        """Announce the study, then `loop`; `beside`: its earlier runs beside the search."""
+        searcher, workers = self.searcher, self.executor.workers
+        earlier = tuple(searcher.records())
+        self.record(StudyStarted(study, searcher.uid, spec, earlier, searcher.size(self.budget), workers, searcher.known, beside))
+        return self.loop()
+
+    def loop(self) -> str:
         """Train until the budget is spent; returns why it ended: "budget", "timeout", "exhausted" or "interrupted".
 
         Trials that were cut off by a request to stop are not told: the searcher hands them out again next time.
         """
-        searcher = self.searcher
-        earlier = tuple(searcher.records())
-        self.record(StudyStarted(study, searcher.uid, spec, earlier, searcher.size(self.budget), self.executor.workers, searcher.known))
         if not self.searcher.remaining(self.budget):
             self.settle(over=True)
             return "budget"
-        self.executor.start()
+        if self.facts is None:
+            self.executor.start()
         begun = time.monotonic()
         asked_to_stop: float | None = None
         while True:
@@ -170,8 +180,9 @@ class Orchestrator:
         """Tell of an ended trial; keep the weights of the best one only."""
         before, self.best = self.best, best_record([record, *([self.best] if self.best else [])])
         loser = before if self.best is record else record
-        forget(loser.checkpoint if loser is not None else None)  # checkpoints of losers fill disks
-        self.record(TrialEnded(record, self.best.number if self.best else None))
+        if self.tidy:
+            forget(loser.checkpoint if loser is not None else None)  # checkpoints of losers fill disks
+        self.record(TrialEnded(record, self.best.number if self.best and self.tidy else None))
 
     def record(self, event: Event) -> None:
         """Tell everybody who listens."""

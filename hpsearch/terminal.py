@@ -19,6 +19,7 @@ from hpsearch.types import (
     Event,
     Params,
     Progress,
+    StageStarted,
     Status,
     StudyEnded,
     StudyStarted,
@@ -80,11 +81,13 @@ class Board:
         self.paused: set[int] = set()
         self.best: TrialRecord | None = None
         self.facts: Mapping[str, Any] = {}
+        self.stage, self.stage_runs = "", 0  # beside the search
+        self.beside: list[TrialRecord] = []  # ended runs of the stage
 
     def note(self, event: Event) -> None:
         """Take an event into account."""
         match event:
-            case StudyStarted(study, _, spec, records, budget, workers, _):
+            case StudyStarted(study, _, spec, records, budget, workers):
                 self.study, self.budget, self.workers = study, budget, workers
                 self.sampler = f"{spec['sampler']}, pruner {spec['pruner']['name']}"
                 for record in records:
@@ -94,6 +97,8 @@ class Board:
                         self.paused.add(record.number)
             case WorkerReady(_, facts):
                 self.facts = facts
+            case StageStarted(title, runs):
+                self.stage, self.stage_runs, self.beside = title, runs, []
             case TrialStarted(trial, _):
                 self.running[trial.number] = (trial, None)
                 self.paused.discard(trial.number)
@@ -105,7 +110,10 @@ class Board:
             case TrialEnded(record, _):
                 self.running.pop(record.number, None)
                 self.paused.discard(record.number)
-                self.end(record)
+                if record.setup is None:
+                    self.end(record)
+                else:
+                    self.beside.append(record)
             case StudyEnded():
                 self.running.clear()
 
@@ -119,7 +127,8 @@ class Board:
         fates = {s: sum(r.status is s for r in self.ended) for s in (Status.COMPLETE, Status.PRUNED, Status.FAILED)}
         fates[Status.PAUSED] = len(self.paused)
         counts = ", ".join(f"{n} {s.value.lower()}" for s, n in fates.items() if n)
-        return f"{len(self.ended)}/{self.budget} trials" + (f" ({counts})" if counts else "")
+        stage = f"; {self.stage}: {len(self.beside)}/{self.stage_runs}" if self.stage else ""
+        return f"{len(self.ended)}/{self.budget} trials" + (f" ({counts})" if counts else "") + stage
 
 
 def score(record: TrialRecord) -> str:
@@ -174,6 +183,8 @@ class Lines:
                 self.say(f"Study {self.board.study}: {self.board.headline()}, sampler {self.board.sampler}, {self.board.workers} workers")
             case WorkerReady() if first_facts:
                 self.say(task(self.board.facts))
+            case StageStarted(title, runs):
+                self.say(f"{title}: {runs} run{'s' * (runs != 1)}")
             case TrialEnded(record, best):
                 self.say(self.line(record, best))
 
@@ -181,7 +192,10 @@ class Lines:
         """One ended trial."""
         loss = score(record) if record.val_loss is not None else record.error or ""
         star = "  best" if best == record.number and record.status is Status.COMPLETE else ""
-        head = f"[{len(self.board.ended)}/{self.board.budget}] trial {record.number} {record.status.value.lower()}"
+        done, total = len(self.board.ended), self.board.budget
+        if record.setup is not None:
+            done, total = len(self.board.beside), self.board.stage_runs
+        head = f"[{done}/{total}] {label(record)} {record.status.value.lower()}"
         return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{star}"
 
     def close(self) -> None:
@@ -247,13 +261,20 @@ class LiveTable:
             at = f"{progress.epoch if progress else 0}/{trial.params.get('epochs', '?')}"
             loss = f"{progress.val_loss:.4f}" if progress else ""
             accuracy = percent(progress.metrics) if progress else ""
-            table.add_row(str(number), "running", at, loss, accuracy, *values(trial.params), style=COLOURS[Status.RUNNING])
-        for record in reversed(self.board.ended[-SHOWN:]):
+            table.add_row(label(trial, short=True), "running", at, loss, accuracy, *values(trial.params), style=COLOURS[Status.RUNNING])
+        for record in reversed([*self.board.ended, *self.board.beside][-SHOWN:]):
             at = f"{len(record.curve)}/{record.params.get('epochs', '?')}"
             loss = f"{record.val_loss:.4f}" if record.val_loss is not None else "-"
             state = Text("best" if self.board.best is record else record.status.value.lower(), style=COLOURS[record.status])
-            table.add_row(str(record.number), state, at, loss, percent(record.metrics), *values(record.params))
+            table.add_row(label(record, short=True), state, at, loss, percent(record.metrics), *values(record.params))
         return table
+
+
+def label(trial: Trial | TrialRecord, short: bool = False) -> str:
+    """What a trial, or a run beside the search, is called."""
+    if trial.setup is not None:
+        return trial.setup.name
+    return str(trial.number) if short else f"trial {trial.number}"
 
 
 def columns() -> list[str]:

@@ -253,7 +253,7 @@ class Mirror:
         params = [Param(f"{key}", str(spec[key])) for key in ("data", "model", "weights", "objective", "sampler", "seed")]
         self.client.log_batch(self.parent, params=[*params, Param("pruner", str(spec["pruner"]["name"]))])
         self.client.set_tag(self.parent, "hpsearch.workers", str(event.workers))
-        ended = {record.number: record for record in event.records if record.status.ended}
+        ended = {record.number: record for record in (*event.records, *event.beside) if record.status.ended}
         for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
             number = int(run.data.tags["hpsearch.trial"])
             if number in ended and run.data.tags.get("hpsearch.state") == ended[number].status:
@@ -300,6 +300,7 @@ class Mirror:
             for key, score in scores.items():
                 if score is not None:
                     self.client.log_metric(self.parent, f"default_{key}", finite(score))
+        self.prove(event)
         self.flush()
         for number in self.trials:
             if number in self.runs:
@@ -312,6 +313,16 @@ class Mirror:
             with suppress(FileNotFoundError):
                 self.client.log_artifact(self.parent, path)
 
+    def prove(self, event: StudyEnded) -> None:
+        """Log what was found beside the search."""
+        from mlflow.entities import Metric
+
+        if event.winner is not None:
+            self.client.set_tag(self.parent, "hpsearch.winner", str(event.winner))
+        metrics = [Metric(key, finite(value), stamp(None), 0) for key, value in event.scores.items()]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.parent, metrics=metrics[start : start + BATCH])
+
     # ------------------------------------------------------------ trials
 
     def flush(self) -> None:
@@ -320,19 +331,21 @@ class Mirror:
             sent = self.sent.get(number, 0)
             if len(curve) > sent:
                 trial, at = self.trials[number]
-                run = self.runs.get(number) or self.open(number, trial.params, trial.origin, at)
+                run = self.runs.get(number) or self.open(trial, at)
                 self.log(run, [m for row, at in curve[sent:] for m in points(row, at)])
                 self.sent[number] = len(curve)
 
-    def open(self, number: int, params: Mapping[str, Any], origin: str, at: float | None) -> str:
-        """Make a trial's run with its hyperparameters."""
+    def open(self, trial: Trial | TrialRecord, at: float | None) -> str:
+        """Make a trial's run with its hyperparameters; one beside the search has a negative number, and a name of its own."""
         from mlflow.entities import Param
 
-        tags = {"mlflow.parentRunId": self.parent, "hpsearch.trial": str(number), "hpsearch.kind": "trial", "hpsearch.origin": origin}
-        created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=f"trial-{number:04d}")
+        kind, name = ("trial", f"trial-{trial.number:04d}") if trial.setup is None else (trial.origin, trial.setup.name)
+        tags = {"mlflow.parentRunId": self.parent, "hpsearch.trial": str(trial.number)}
+        tags |= {"hpsearch.kind": kind, "hpsearch.origin": trial.origin}
+        created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=name)
         run: str = created.info.run_id
-        self.runs[number] = run
-        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        self.runs[trial.number] = run
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in trial.params.items()])
         return run
 
     def finish(self, record: TrialRecord) -> None:
@@ -342,7 +355,7 @@ class Mirror:
         number = record.number
         times = [at for _, at in self.curves.pop(number, [])]
         self.trials.pop(number, None)
-        run = self.runs.get(number) or self.open(number, record.params, record.origin, record.started)
+        run = self.runs.get(number) or self.open(record, record.started)
         sent = self.sent.pop(number, 0)
         rows = list(record.curve)
         ended = record.ended or time.time()

@@ -179,6 +179,23 @@ def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
     return min(complete, key=lambda r: (r.cost, r.number), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study as the storage has it."""
+
+    name: str
+    spec: Mapping[str, Any]  # resolved; empty when another program made the study
+    facts: Mapping[str, Any]
+    records: tuple[TrialRecord, ...]
+    runs: tuple[TrialRecord, ...] = ()  # beside the search
+    openings: tuple[Mapping[str, Any], ...] = ()  # of the test split, in order
+
+    @property
+    def default(self) -> TrialRecord | None:
+        """Trial 0, the default recipe."""
+        return next((r for r in self.records if r.number == 0), None)
+
+
 # ---------------------------------------------------------------- what is wrong with the data
 
 
@@ -229,6 +246,54 @@ class DataReport:
         return cls(values["data"], tuple(values["classes"]), counts, values["left_out"], findings, dict(values["facts"]))
 
 
+# ---------------------------------------------------------------- what a finished model is worth
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """What a network still knows of the task that it was pretrained on."""
+
+    task: str
+    images: int  # held out, of that task
+    before: float  # accuracy with the pretrained weights, in [0, 1]
+    after: float  # with the fine-tuned body under the same head
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost, in [-1, 1]."""
+        return self.before - self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A finished checkpoint on one split."""
+
+    name: str
+    images: int
+    loss: float  # nats per image
+    metrics: Mapping[str, float]
+    per_class: PerClass
+    confusion: tuple[tuple[int, ...], ...]  # a row for each true class
+    forgetting: Forgetting | None = None
+    mistakes: tuple[Example, ...] = ()  # the surest ones first
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Judged:
+        """From what `dataclasses.asdict` made of one, also after a journey through JSON."""
+        mistakes = tuple(Example(tuple(e["names"]), e["text"], tuple(e["thumbnails"])) for e in values["mistakes"])
+        lost = Forgetting(**values["forgetting"]) if values["forgetting"] else None
+        confusion = tuple(tuple(row) for row in values["confusion"])
+        return cls(**{**values, "confusion": confusion, "forgetting": lost, "mistakes": mistakes})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge says of checkpoints."""
+
+    split: str
+    judged: tuple[Judged, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What was made ready before the first trial."""
@@ -256,6 +321,15 @@ class StudyStarted:
     budget: int  # trials in total
     workers: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # what workers of earlier sessions found
+    beside: Sequence[TrialRecord] = ()  # runs beside the search, of earlier sessions
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted:
+    """Runs beside the search begin."""
+
+    title: str
+    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,9 +380,11 @@ class StudyEnded:
     best: TrialRecord | None
     default: TrialRecord | None  # trial 0, the default recipe
     artifacts: Sequence[str] = ()  # files that belong to the study: report, resolved spec, best weights
+    scores: Mapping[str, float] = field(default_factory=dict)  # what was proven beside the search, by name
+    winner: int | None = None  # the trial that stood up best when trained again
 
 
-Event: TypeAlias = StudyStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
+Event: TypeAlias = StudyStarted | StageStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
 
 
 # ---------------------------------------------------------------- protocols

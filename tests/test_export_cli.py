@@ -23,8 +23,7 @@ from hpsearch.errors import FixSetup, NotFound
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.prepare import load_images
-from hpsearch.search.catalog import StoredStudy
-from hpsearch.types import say_nothing
+from hpsearch.types import StoredStudy, say_nothing
 from tests.events import RECORDS
 from tests.squares import SQUARES
 from tests.test_main_job import HPSEARCH, hpsearch

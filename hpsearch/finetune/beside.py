@@ -24,6 +24,11 @@ def draws(trial: Trial, seed: int) -> tuple[int, int]:
     return (seed if setup.seed is None else setup.seed), setup.like
 
 
+def identity(trial: Trial) -> int:
+    """The trial that a checkpoint belongs to: a winner that was trained again stands for itself."""
+    return trial.setup.like if trial.setup is not None and trial.origin == "winner" else trial.number
+
+
 def stem(trial: Trial) -> str:
     """What the trial's files are called."""
     return f"trial-{trial.number:04d}" if trial.setup is None else trial.setup.name

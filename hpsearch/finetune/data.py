@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.seeds import seed_for
 
 SPLITS = ("train", "val", "test")
 DIGITS = tuple("0123456789")
@@ -49,6 +50,11 @@ class Data:
     val: Split
     test: Split
     digest: str  # of pixels, labels and splits
+    groups: Tensor | None = None  # (n,) of the training, then the validation images: equal for copies of one another
+
+    def splits(self) -> dict[str, Split]:
+        """By name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def from_index(path: Path) -> Data:
@@ -56,7 +62,8 @@ def from_index(path: Path) -> Data:
     with np.load(path, allow_pickle=False) as index:
         images = mapped(Path(str(index["images"])), tuple(index["shape"]))
         parts = {name: Split(images, torch.from_numpy(index[f"{name}_rows"]), torch.from_numpy(index[f"{name}_labels"])) for name in SPLITS}
-        return Data(tuple(map(str, index["classes"])), **parts, digest=str(index["digest"]))
+        groups = torch.from_numpy(index["groups"]) if "groups" in index else None
+        return Data(tuple(map(str, index["classes"])), **parts, digest=str(index["digest"]), groups=groups)
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -77,11 +84,14 @@ def save_index(
     rows: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
     digest: str,
+    groups: np.ndarray | None = None,
 ) -> None:
     """Write what `from_index` reads: rows of the file `images` (of `shape`) and labels, by split; whole or not at all."""
     aside = path.with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {f"{name}_rows": rows[name] for name in SPLITS} | {f"{name}_labels": labels[name] for name in SPLITS}
-    np.savez(aside, images=np.array(str(images)), shape=np.array(shape), classes=np.array(classes), digest=np.array(digest), **arrays)
+    arrays |= {"shape": np.array(shape), "classes": np.array(classes), "digest": np.array(digest)}
+    arrays |= {} if groups is None else {"groups": groups}
+    np.savez(aside, images=np.array(str(images)), **arrays)
     os.replace(aside, path)
 
 
@@ -183,6 +193,50 @@ def refuse_small(classes: Sequence[tuple[str, int, Mapping[str, int]]]) -> None:
 
 
 SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
+
+
+# ---------------------------------------------------------------- folds
+
+
+def fold(data: Data, i: int, n: int, seed: int) -> Data:
+    """The same images with fold i (from 0) of n for validation and the other folds for training; the test split stays as it is."""
+    rows, labels = (torch.cat([getattr(data.train, key), getattr(data.val, key)]) for key in ("rows", "labels"))
+    held = torch.from_numpy(dealt_folds(labels.numpy(), data.classes, n, seed, None if data.groups is None else data.groups.numpy()) == i)
+    train, val = (Split(data.train.images, rows[chosen], labels[chosen]) for chosen in (~held, held))
+    digest = hashlib.blake2b(f"{data.digest} fold {i} of {n}".encode(), digest_size=8).hexdigest()
+    return Data(data.classes, train, val, data.test, digest)
+
+
+def dealt_folds(labels: np.ndarray, classes: Sequence[str], n: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """(N,) the fold of each image: at random by `seed`, every class spread evenly, images of one group together.
+
+    A group goes where its class is rarest so far, the largest ones first; among equals, to the smallest fold.
+    """
+    groups = np.arange(len(labels)) if groups is None else groups
+    check_folds(labels, classes, n, groups)
+    members: dict[int, list[int]] = {}
+    for image in np.random.default_rng(seed_for(seed, 0, "folds")).permutation(len(labels)).tolist():
+        members.setdefault(int(groups[image]), []).append(image)
+    folds, counts = np.empty(len(labels), dtype=np.int64), np.zeros((len(classes), n), dtype=np.int64)
+    for images in sorted(members.values(), key=len, reverse=True):
+        here = min(range(n), key=lambda j: (counts[labels[images[0]], j], counts[:, j].sum()))
+        folds[images] = here
+        np.add.at(counts, (labels[images], here), 1)
+    return folds
+
+
+def check_folds(labels: np.ndarray, classes: Sequence[str], n: int, groups: np.ndarray) -> None:
+    """FixInput when a class has fewer images, copies counted once, than there are to be folds."""
+    sizes = {int(label): len(np.unique(groups[labels == label])) for label in np.unique(labels)}
+    label = min(sizes, key=lambda label: sizes[label])
+    if sizes[label] < n:
+        raise FixInput(
+            f"{n} folds need {n} different training and validation images of each class, and class {classes[label]} has {sizes[label]}: "
+            "ask for fewer folds, add images, or confirm on fresh seeds with --confirm"
+        )
+
+
+# ---------------------------------------------------------------- digests and the embedded digits
 
 
 def data_digest(pixels: str, labels: np.ndarray, parts: Mapping[str, np.ndarray], classes: Sequence[str]) -> str:

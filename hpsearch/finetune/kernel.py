@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hpsearch.finetune.features import Features, Reader
 from hpsearch.finetune.heads import Heads, Request
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.memory import Parts
-from hpsearch.finetune.packing import Packing
+from hpsearch.finetune.packing import Crowd, Packing
 from hpsearch.finetune.recipe import Recipe
 from hpsearch.finetune.schedules import factor
 from hpsearch.finetune.slot import Slot
@@ -65,14 +65,15 @@ class FineTuneKernel:
     """Fine-tunes one architecture on one data set; `config` is JSON-able and holds the study's fixed part.
 
     Keys: those of a resolved study, and index and weights_digest (from `prepare`), folder (for checkpoints), device, threads,
-    workers, memory [bytes], graphs (False: steps on CUDA are not captured).
+    workers, memory [bytes], graphs (False: steps on CUDA are not captured), fold ([i, n]: trains and validates on fold i of n).
+    Kernels may share a `context`: then each has a `key` of its own there, and slots that are numbered from `first`.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], context: DeviceContext | None = None, key: Hashable = "resident", first: int = 0) -> None:
         self.config = config
         self.seed, self.objective = int(config["seed"]), str(config["objective"])
         self.fixed: Params = config.get("recipe") or {}
-        self.context = DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)), config.get("precision", "auto"))
+        self.context, self.key, self.first = context or context_of(config), key, first
         self.slots = self.context.slots(config.get("trials_per_device", "auto"))
         self.parts = Parts()
         self.broken = ""
@@ -82,13 +83,15 @@ class FineTuneKernel:
 
     def resident(self) -> Shared:
         """Data and weights on the device, built once."""
-        return self.context.fetch("resident", self.load)
+        return self.context.fetch(self.key, self.load)
 
     def load(self) -> Shared:
         """Open the prepared data and load the pretrained weights; raises FixInput or FixSetup."""
         cfg, device = self.config, self.context.device
         pre = models.preprocessing(cfg["model"], cfg["weights"], cfg["preprocess"])
         data = datasets.from_index(Path(cfg["index"])) if cfg.get("index") else datasets.embedded(pre, cfg["split"], self.seed)
+        if cfg.get("fold"):
+            data = datasets.fold(data, *cfg["fold"], self.seed)
         built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), cfg["preprocess"])
         # channels_last: training a little, evaluation up to 1.7 times faster on this CPU (studies/LOG.md); GPUs want it too.
         model = built.model.to(device).to(memory_format=torch.channels_last)
@@ -99,11 +102,14 @@ class FineTuneKernel:
         model.eval()
         features = Features(copy.deepcopy(model) if model.cacheable else model, data, pre, self.context, memory, self.seed)
         networks = [model, *(copy.deepcopy(model) for _ in range(self.slots - 1))]
-        slots = [Slot(i, net, initial, features, y_train, len(data.classes), self.context, self.parts) for i, net in enumerate(networks)]
+        classes, numbered = len(data.classes), enumerate(networks, self.first)
+        slots = [Slot(i, net, initial, features, y_train, classes, self.context, self.parts) for i, net in numbered]
         if self.context.cuda:
             torch.cuda.synchronize(device)  # slots work on streams of their own
         stream = torch.cuda.Stream(device) if self.context.cuda else None
-        packing = Packing(slots, self.context.free() - features.budget, graphs=bool(cfg.get("graphs", True)), heads=stream)
+        crowd = self.context.fetch("crowd", Crowd)
+        crowd.enter(slots, self.context.free(), features.budget)
+        packing = Packing(slots, crowd, graphs=bool(cfg.get("graphs", True)), heads=stream)
         return Shared(initial, pre, built.matched.text(), data, features, y_val, packing, Heads())
 
     def facts(self) -> Facts:
@@ -123,6 +129,7 @@ class FineTuneKernel:
             "val_images": len(data.val),
             "test_images": len(data.test),
             "data_digest": data.digest,
+            "class_counts": {name: part.labels.bincount(minlength=len(data.classes)).tolist() for name, part in data.splits().items()},
             "weights_digest": self.config.get("weights_digest", ""),
             "trials_per_device": self.slots,
             **self.context.describe(),
@@ -263,7 +270,7 @@ class FineTuneKernel:
                 live.best, live.stale = Kept(now, state, confusion), 0
             live.seconds = now.seconds
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
-        yield (self.outcome(trial, live, initial, effective(trial.params, recipe, live, slot), plan.over(live)),)
+        yield (self.outcome(trial, live, initial, effective(trial.params, recipe, live, slot, self.config["model"]), plan.over(live)),)
 
     def epoch(self, live: Live, slot: Slot, plan: Plan, reader: Reader, order: tuple[Tensor, ...]) -> Generator[Step, Any, Tensor]:
         """One pass over the training images; the sum of the steps' losses, on the device."""
@@ -331,7 +338,7 @@ class FineTuneKernel:
             r = self.resident()
             about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed", "objective")}
             about |= {"classes": list(r.data.classes), "preprocessing": asdict(r.preprocessing), "data_digest": r.data.digest}
-            about |= {"trial": trial.number, "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
+            about |= {"trial": beside.identity(trial), "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
             save_tensors({**initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
         elif folder is not None and self.config["pruner"]["name"] == "halving":
@@ -374,13 +381,13 @@ def epoch_batches(images: int, batch_size: int) -> int:
     return max(1, min(math.ceil(images / batch_size), images // 2))
 
 
-def effective(params: Params, recipe: Recipe, live: Live, slot: Slot) -> Params:
+def effective(params: Params, recipe: Recipe, live: Live, slot: Slot, model: str) -> Params:
     """The trial's hyperparameters as the trainer used them, read back from its own state where it keeps them.
 
     Epochs are those the schedule was made for, also when the trial was stopped before. The batch size is that of the largest
     batch: 50 images in batches of at most 32 are two of 25. Numbers in tensors are float32.
     """
-    used = asdict(recipe)
+    used = {"model": model} | asdict(recipe)
     used |= {name: getattr(slot.hyper, name).item() for name in ("weight_decay", "momentum", "label_smoothing", "l1", "l2_sp", "clip_norm")}
     used |= {"batch_size": live.largest, "dropout": slot.model.dropout.rate.item(), "frozen_layers": slot.model.frozen()}
     used |= {"optimizer": live.optimiser.kind, "layer_decay": live.optimiser.used}
@@ -395,6 +402,6 @@ def diverged(now: Progress, recipe: Recipe) -> Outcome:
     return Outcome(now.trial, Status.FAILED, seconds=now.seconds, error=reason)
 
 
-def make(config: Mapping[str, Any]) -> FineTuneKernel:
-    """Entry point for executors."""
-    return FineTuneKernel(config)
+def context_of(config: Mapping[str, Any]) -> DeviceContext:
+    """The device that a configuration asks for."""
+    return DeviceContext(config.get("device", "auto"), int(config.get("threads", 1)), config.get("precision", "auto"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -12,18 +10,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpsearch.errors import NotFound, nearest
-from hpsearch.search.records import RECORD, fixed_of, record_of
-from hpsearch.types import TrialRecord
-
-
-@dataclass(frozen=True, slots=True)
-class StoredStudy:
-    """A study as the storage has it."""
-
-    name: str
-    spec: Mapping[str, Any]  # resolved; empty when another program made the study
-    facts: Mapping[str, Any]
-    records: tuple[TrialRecord, ...]
+from hpsearch.search.records import OPENINGS, RECORD, fixed_of, record_of, runs_of
+from hpsearch.types import StoredStudy
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -38,11 +26,14 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     except KeyError:
         known = study_names(storage)
         raise NotFound(f"no study '{name}': {nearest(name, known) if known else 'the storage is empty'}") from None
-    stored = storage.get_study_user_attrs(study_id).get(RECORD, {})
+    attributes = storage.get_study_user_attrs(study_id)
+    stored = attributes.get(RECORD, {})
     spec = stored.get("spec", {})
     fixed = fixed_of(spec)
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
-    return StoredStudy(name, spec, stored.get("facts", {}), tuple(record_of(t, fixed, spec.get("objective", "val_loss")) for t in trials))
+    objective = spec.get("objective", "val_loss")
+    records, openings = tuple(record_of(t, fixed, objective) for t in trials), tuple(attributes.get(OPENINGS, ()))
+    return StoredStudy(name, spec, stored.get("facts", {}), records, runs_of(attributes, objective), openings)
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

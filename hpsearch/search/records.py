@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsearch.errors import ChooseAnotherName
 from hpsearch.recipes import CORE
 from hpsearch.spec import StudySpec, comparable
-from hpsearch.types import OBJECTIVES, Params, Status, TrialRecord
+from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
 
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
+RUN = f"{RECORD}.run."  # begins the study attribute that holds a run beside the search
+OPENINGS = f"{RECORD}.openings"  # the study attribute that holds when the test split was looked at, and what was seen
 STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
 STATUSES = {v: k for k, v in STATES.items()} | {TrialState.RUNNING: Status.RUNNING, TrialState.WAITING: Status.WAITING}
 
@@ -109,6 +111,23 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "per_class": dict(record.per_class),
         "state": record.state,
     }
+
+
+def run_values(record: TrialRecord) -> dict[str, Any]:
+    """A run beside the search, JSON-able."""
+    return {"number": record.number, "params": dict(record.params), "setup": asdict(record.setup) if record.setup else None} | extras(
+        record
+    )
+
+
+def runs_of(attributes: Mapping[str, Any], objective: str) -> tuple[TrialRecord, ...]:
+    """The runs beside the search among a study's attributes, first ones first."""
+    found = []
+    for key, values in attributes.items():
+        if key.startswith(RUN):
+            parts = {"status": Status(values["status"]), "setup": Setup(**values["setup"]), "objective": objective}
+            found.append(TrialRecord(**{**values, **parts}))
+    return tuple(sorted(found, key=lambda run: -run.number))
 
 
 def fixed_of(spec: Mapping[str, Any]) -> Params:

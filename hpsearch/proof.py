@@ -1,0 +1,407 @@
+"""What a study can prove: its best configurations trained again, its references, and what each step from one to the next bought.
+
+Pure functions of what the storage holds. Plans are lists of runs beside the search, so an interrupted proof goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hpsearch.seeds import seed_for
+from hpsearch.statistics import Estimate, mean_interval
+from hpsearch.types import OBJECTIVES, Judged, Params, Setup, Status, StoredStudy, Trial, TrialRecord, best_record, score_of
+
+FACTORS = (1.0, 3.0, 10.0)  # times the default learning rate: what is new to the data wants larger steps than what was pretrained
+SCRATCH: Params = {"frozen_layers": 0, "unfreeze_epochs": 0, "layer_decay": 1.0, "l2_sp": 0.0}
+LABELS = {
+    "majority": "majority class",
+    "scratch": "from scratch",
+    "probe": "linear probe",
+    "default": "default recipe",
+    "best": "best of the search",
+}
+STEPS = {"pretraining": ("scratch", "default"), "unfreezing": ("probe", "default"), "the search": ("default", "best")}
+NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """One way to train a configuration again."""
+
+    name: str  # "seed-1", "fold-1"; "" for the study's own seed and split
+    seed: int | None = None
+    fold: int | None = None
+    folds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration of the search, trained again."""
+
+    trial: int
+    selected: float | None  # the score that it was selected by
+    scores: Mapping[str, Estimate]  # over the repetitions that completed
+    runs: Sequence[str]  # names of these
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the gain table: a way to come to a model."""
+
+    name: str  # a key of LABELS
+    scores: Mapping[str, Estimate]  # on the validation images
+    test: Mapping[str, Estimate]  # on the test images, where they were looked at
+    seconds: Estimate | None  # of one training
+    epochs: int | None
+    detail: str = ""
+    runs: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What one step bought: the difference between two rows, positive where the second is better."""
+
+    what: str  # a key of STEPS
+    before: str
+    after: str
+    points: Mapping[str, Estimate]  # nats for val_loss, else shares; paired by repetition
+    seconds: float  # of one training, after minus before
+    reached: float | None  # seconds of training until the second is as good as the first; None: never
+    until: float  # seconds of training that the first took to its best epoch
+    cost: float = 0.0  # seconds of training that the step took by itself: the search
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Everything proven so far."""
+
+    winner: int | None = None  # trial
+    confirmed: bool = False
+    how: str = ""  # "5 fresh seeds", "5 folds"
+    candidates: Sequence[Candidate] = ()  # ranked
+    rows: Sequence[Row] = ()
+    gains: Sequence[Gain] = ()
+    openings: Sequence[Mapping[str, Any]] = ()  # of the test split, in order
+    test: Judged | None = None  # the winner's model on the test images
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+# ---------------------------------------------------------------- plans
+
+
+def wanted(study: StoredStudy) -> bool:
+    """Whether the study asks for anything beside its search."""
+    return bool(study.spec.get("references") or repeats(study.spec))
+
+
+def repeats(spec: Mapping[str, Any]) -> Mapping[str, int] | None:
+    """How many of the best are trained again, and how often."""
+    found: Mapping[str, int] | None = spec.get("confirm") or spec.get("cv")
+    return found
+
+
+def repetitions(spec: Mapping[str, Any]) -> tuple[Repetition, ...]:
+    """Fresh seeds or folds; without either, the study's own seed and split."""
+    asked = repeats(spec)
+    if asked is None:
+        return (Repetition(""),)
+    n = asked["times"]
+    if spec.get("cv"):
+        return tuple(Repetition(f"fold-{i + 1}-of-{n}", fold=i, folds=n) for i in range(n))
+    return tuple(Repetition(f"seed-{i}", seed=seed_for(spec["seed"], i, "confirm")) for i in range(1, n + 1))
+
+
+def best_trials(study: StoredStudy, top: int) -> list[TrialRecord]:
+    """The complete trials of the best scores, each configuration once."""
+    seen: dict[tuple[tuple[str, object], ...], TrialRecord] = {}
+    complete = [r for r in study.records if r.status is Status.COMPLETE and math.isfinite(r.cost)]
+    for record in sorted(complete, key=lambda r: (r.cost, r.number)):
+        seen.setdefault(tuple(sorted(record.params.items())), record)
+    return list(seen.values())[:top]
+
+
+def outstanding(study: StoredStudy) -> tuple[str, tuple[Trial, ...]]:
+    """What to run next beside the search, and what that is called; empty when everything is done.
+
+    Later runs depend on earlier ones: references train for as many epochs as the confirmed winner, and at one learning rate of
+    three, found with the first repetition.
+    """
+    done = {r.setup.name: r for r in study.runs if r.setup is not None}
+    stages = (("Confirming the best configurations", confirmations), ("Training references", rates), ("Repeating references", repeated))
+    for title, plan in stages:
+        missing = [trial for trial in plan(study) if trial.setup is not None and trial.setup.name not in done]
+        if missing:
+            return title, tuple(replace(trial, number=-1 - len(done) - i) for i, trial in enumerate(missing))
+    return "", ()
+
+
+def confirmations(study: StoredStudy) -> list[Trial]:
+    """The best configurations on every repetition; by repetition, so that what one fold needs is kept once."""
+    asked = repeats(study.spec)
+    if asked is None:
+        return []
+    best = best_trials(study, asked["top"])
+    return [confirmation(record, repetition) for repetition in repetitions(study.spec) for record in best]
+
+
+def confirmation(record: TrialRecord, repetition: Repetition) -> Trial:
+    """A trial's configuration trained again; all of one repetition draw the same random numbers."""
+    r = repetition
+    setup = Setup(f"confirm-{record.number:04d}-{r.name}", 0, record.number, r.seed, fold=r.fold, folds=r.folds)
+    return Trial(-1, record.params, origin="confirm", setup=setup)
+
+
+def again(record: TrialRecord) -> Trial:
+    """A trial once more exactly as it was, to have its weights."""
+    return Trial(-1, record.params, origin="winner", setup=Setup(f"trial-{record.number:04d}", record.number, record.number))
+
+
+def rates(study: StoredStudy) -> list[Trial]:
+    """References at the first repetition, at each learning rate."""
+    first = repetitions(study.spec)[0]
+    return [
+        trial for kind in ("scratch", "probe", "default") for factor in factors(kind) if (trial := reference(study, kind, factor, first))
+    ]
+
+
+def repeated(study: StoredStudy) -> list[Trial]:
+    """References at the other repetitions, each at its best learning rate."""
+    found = []
+    for kind in ("scratch", "probe", "default"):
+        factor = best_factor(study, kind)
+        if factor is not None:
+            found += [trial for r in repetitions(study.spec)[1:] if (trial := reference(study, kind, factor, r))]
+    return sorted(found, key=lambda t: (t.setup is not None and t.setup.fold) or 0)
+
+
+def factors(kind: str) -> tuple[float, ...]:
+    """On the default learning rate."""
+    return FACTORS if kind in ("scratch", "probe") else (1.0,)
+
+
+def reference(study: StoredStudy, kind: str, factor: float, r: Repetition) -> Trial | None:
+    """The default recipe for as many epochs as the winner, from scratch or with everything frozen; None where it says nothing new."""
+    best, default = winner_of(study), study.default
+    if not study.spec.get("references") or best is None or default is None:
+        return None
+    params = {**default.params, "epochs": best.params["epochs"]}
+    rate = params["learning_rate"] = float(params["learning_rate"]) * factor  # type: ignore[arg-type]
+    if kind == "scratch":
+        if not pretrained(study):
+            return None
+        params |= SCRATCH
+    elif kind == "probe":
+        params |= {"frozen_layers": blocks(study, params), "unfreeze_epochs": 0}
+    name = "-".join(part for part in (kind, f"{params['epochs']}-epochs", f"lr-{rate:g}", r.name) if part)
+    return Trial(-1, params, origin="reference", setup=Setup(name, 0, None, r.seed, kind == "scratch", r.fold, r.folds))
+
+
+def pretrained(study: StoredStudy) -> bool:
+    """Whether the study starts from weights."""
+    return str(study.spec.get("weights", "DEFAULT")).lower() != NONE
+
+
+def blocks(study: StoredStudy, params: Params) -> int:
+    """Of the model that a configuration trains."""
+    models: Mapping[str, Any] = study.facts.get("models", {})
+    of: Mapping[str, Any] = models.get(str(params.get("model")), study.facts)
+    return int(of["blocks"])
+
+
+# ---------------------------------------------------------------- results
+
+
+def named(study: StoredStudy, trial: Trial | None) -> TrialRecord | None:
+    """The run of a planned trial, where it completed."""
+    if trial is None or trial.setup is None:
+        return None
+    return next((r for r in study.runs if r.setup is not None and r.setup.name == trial.setup.name and usable(r)), None)
+
+
+def usable(record: TrialRecord) -> bool:
+    """Whether a run has a score."""
+    return record.status is Status.COMPLETE and math.isfinite(record.cost)
+
+
+def best_factor(study: StoredStudy, kind: str) -> float | None:
+    """The learning rate's factor that served a reference best at the first repetition."""
+    first = repetitions(study.spec)[0]
+    found = {factor: run for factor in factors(kind) if (run := named(study, reference(study, kind, factor, first)))}
+    return min(found, key=lambda factor: (found[factor].cost, factor)) if found else None
+
+
+def ranked(study: StoredStudy) -> tuple[Candidate, ...]:
+    """The confirmed configurations by the mean of their objective, those that failed somewhere last."""
+    asked = repeats(study.spec)
+    if asked is None:
+        return ()
+    found = []
+    for record in best_trials(study, asked["top"]):
+        runs = [named(study, confirmation(record, r)) for r in repetitions(study.spec)]
+        done = [run for run in runs if run is not None]
+        if done:
+            names = tuple(run.setup.name for run in done if run.setup)
+            found.append(Candidate(record.number, record.score, estimates(done, overlap(study)), names, len(runs) - len(done)))
+    objective = str(study.spec.get("objective", "val_loss"))
+    return tuple(sorted(found, key=lambda c: (c.failed, OBJECTIVES[objective] * c.scores[objective].mean, c.trial)))
+
+
+def winner_of(study: StoredStudy) -> TrialRecord | None:
+    """The configuration that stood up best when trained again; without confirmation, the best trial."""
+    best = best_record(study.records)
+    order = ranked(study)
+    if best is None or not order or not complete(study):
+        return best
+    return next(r for r in study.records if r.number == order[0].trial)
+
+
+def complete(study: StoredStudy) -> bool:
+    """Whether every confirmation has ended."""
+    done = {r.setup.name for r in study.runs if r.setup is not None}
+    return all(trial.setup is not None and trial.setup.name in done for trial in confirmations(study))
+
+
+def estimates(runs: Sequence[TrialRecord], shared: float = 0.0) -> dict[str, Estimate]:
+    """Means with intervals of every score that all runs have."""
+    values = [scores(run) for run in runs]
+    keys = [key for key in OBJECTIVES if all(key in found for found in values)]
+    return {key: mean_interval([found[key] for found in values], overlap=shared) for key in keys}
+
+
+def scores(record: TrialRecord) -> dict[str, float]:
+    """Every score of a run at its kept epoch."""
+    found = {key: score_of(key, record.val_loss, record.metrics) for key in OBJECTIVES}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def overlap(study: StoredStudy) -> float:
+    """Images validated on per image trained on, where folds overlap; 0 for fresh seeds on one split."""
+    asked = study.spec.get("cv")
+    return 1 / (asked["times"] - 1) if asked else 0.0
+
+
+def arms(study: StoredStudy) -> dict[str, dict[str, TrialRecord]]:
+    """The runs behind each row of the gain table, by repetition."""
+    best, default, found = winner_of(study), study.default, {}
+    for kind in ("scratch", "probe", "default"):
+        factor = best_factor(study, kind)
+        runs = {} if factor is None else {r.name: named(study, reference(study, kind, factor, r)) for r in repetitions(study.spec)}
+        found[kind] = {name: run for name, run in runs.items() if run is not None}
+    if best is not None:
+        asked = repeats(study.spec)
+        runs = {r.name: named(study, confirmation(best, r)) for r in repetitions(study.spec)} if asked else {"": best}
+        found["best"] = {name: run for name, run in runs.items() if run is not None}
+    if default is not None and usable(default) and not found["default"] and not repeats(study.spec):
+        found["default"] = {"": default}
+    return {kind: runs for kind, runs in found.items() if runs}
+
+
+def rows(study: StoredStudy, judged: Mapping[str, Judged]) -> tuple[Row, ...]:
+    """The gain table."""
+    shared, found = overlap(study), list(majority(study))
+    for kind, runs in arms(study).items():
+        listed = list(runs.values())
+        names = [run.setup.name if run.setup else f"trial-{run.number:04d}" for run in listed]
+        seen = [judged[name] for name in names if name in judged]
+        test = {"val_loss": [j.loss for j in seen]} | {key: [j.metrics[key] for j in seen] for key in OBJECTIVES if has(seen, key)}
+        estimated = {key: mean_interval(values, overlap=shared) for key, values in test.items() if values}
+        seconds = mean_interval([run.seconds for run in listed])
+        epochs = int(float(str(listed[0].params["epochs"])))
+        found.append(Row(kind, estimates(listed, shared), estimated, seconds, epochs, detail(study, kind), tuple(names)))
+    return tuple(found)
+
+
+def has(judged: Sequence[Judged], key: str) -> bool:
+    """Whether all of them have a metric."""
+    return bool(judged) and all(key in j.metrics for j in judged)
+
+
+def detail(study: StoredStudy, kind: str) -> str:
+    """What a reader should know of a row."""
+    best, default = winner_of(study), study.default
+    assert best is not None
+    if kind == "best":
+        return f"trial {best.number}"
+    rate = float(str(default.params["learning_rate"])) if default else math.nan
+    if kind == "default":
+        return "trial 0's configuration"
+    tried = ", ".join(f"{rate * factor:g}" for factor in FACTORS)
+    return f"learning rate {rate * (best_factor(study, kind) or 1):g}, best of {tried}"
+
+
+def majority(study: StoredStudy) -> Iterable[Row]:
+    """Always the commonest training class, with the training frequencies as probabilities (plus one image each: Laplace)."""
+    counts = study.facts.get("class_counts", {})
+    train, val = counts.get("train"), counts.get("val")
+    if not study.spec.get("references") or not train or not val or sum(val) == 0:
+        return
+    n, k, total = sum(val), len(val), sum(train) + len(train)
+    top = max(range(k), key=lambda c: train[c])
+    accuracy = val[top] / n
+    loss = -math.fsum(v * math.log((t + 1) / total) for t, v in zip(train, val, strict=True)) / n
+    five = sorted(range(k), key=lambda c: (-train[c], c))[:5]
+    present = sum(v > 0 for v in val) or 1
+    found = {
+        "val_loss": loss,
+        "accuracy": accuracy,
+        "balanced_accuracy": (val[top] > 0) / present,
+        "precision": accuracy / k,
+        "recall": (val[top] > 0) / k,
+        "f1": 2 * accuracy / (1 + accuracy) / k,
+        **({"top5": sum(val[c] for c in five) / n} if k > 5 else {}),
+    }
+    yield Row("majority", {key: Estimate(value, 1) for key, value in found.items()}, {}, None, None, "no training")
+
+
+def gains(study: StoredStudy) -> tuple[Gain, ...]:
+    """What pretraining, unfreezing and the search bought, paired by repetition."""
+    found, shared, groups = [], overlap(study), arms(study)
+    for what, (before, after) in STEPS.items():
+        pairs = [(a, groups[after][name]) for name, a in groups.get(before, {}).items() if name in groups.get(after, {})]
+        if not pairs:
+            continue
+        each = [{key: OBJECTIVES[key] * (scores(a)[key] - scores(b)[key]) for key in scores(a) if key in scores(b)} for a, b in pairs]
+        keys = [key for key in OBJECTIVES if all(key in values for values in each)]
+        points = {key: mean_interval([values[key] for values in each], overlap=shared) for key in keys}
+        times = [reach(a, b) for a, b in pairs]
+        reached = None if None in times else math.fsum(t for t in times if t is not None) / len(times)
+        until = math.fsum(best_at(a) for a, _ in pairs) / len(pairs)
+        longer = math.fsum(b.seconds - a.seconds for a, b in pairs) / len(pairs)
+        cost = math.fsum(r.seconds for r in study.records) if what == "the search" else 0.0
+        found.append(Gain(what, before, after, points, longer, reached, until, cost))
+    return tuple(found)
+
+
+def best_at(record: TrialRecord) -> float:
+    """Seconds of training until a run's kept epoch."""
+    return next((row["seconds"] for row in record.curve if row["epoch"] == record.best_epoch), record.seconds)
+
+
+def reach(a: TrialRecord, b: TrialRecord) -> float | None:
+    """Seconds of training until run b was as good as run a came to be."""
+    sign = OBJECTIVES[a.objective]
+    return next((row["seconds"] for row in b.curve if a.objective in row and sign * row[a.objective] <= a.cost), None)
+
+
+def proof_of(study: StoredStudy) -> Proof:
+    """Everything proven so far."""
+    best, order, asked = winner_of(study), ranked(study), repeats(study.spec)
+    last = study.openings[-1] if study.openings else None
+    judged = {j["name"]: Judged.from_json(j) for j in last["judged"]} if last and best and last["trial"] == best.number else {}
+    failed = [f"{r.setup.name}: {r.error}" for r in study.runs if r.setup and r.status is Status.FAILED]
+    notes = [*([] if pretrained(study) or not wanted(study) else ["The study itself starts from scratch."]), *failed]
+    return Proof(
+        winner=best.number if best else None,
+        confirmed=bool(order) and complete(study),
+        how="" if asked is None else f"{asked['times']} {'folds' if study.spec.get('cv') else 'fresh seeds'}",
+        candidates=order,
+        rows=rows(study, judged) if wanted(study) and best else (),
+        gains=gains(study) if wanted(study) and best else (),
+        openings=study.openings,
+        test=judged.get(f"trial-{best.number:04d}") if best else None,
+        notes=tuple(notes),
+    )

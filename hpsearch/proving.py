@@ -1,0 +1,175 @@
+"""After the search: confirmations and references are trained, and the test split is opened for the winner."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpsearch.errors import HpsearchError
+from hpsearch.orchestrator import Orchestrator, forget
+from hpsearch.proof import Proof, again, outstanding, proof_of, ranked, repeats, wanted, winner_of
+from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Tracker, Trial, TrialRecord, Verdict
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from hpsearch.executors.process import ProcessExecutor
+
+JUDGE = "hpsearch.finetune.judge:judge"
+PROOF = "proof.json"  # in the study's folder
+
+
+class Prover:
+    """What is run beside one study's search, by the workers that it has."""
+
+    def __init__(
+        self,
+        storage: RDBStorage,
+        name: str,
+        executor: ProcessExecutor,
+        trackers: Sequence[Tracker],
+        facts: Facts | None,
+        stopped_by: Callable[[], int | None],
+        say: Say,
+    ) -> None:
+        self.storage, self.name, self.executor, self.trackers = storage, name, executor, trackers
+        self.facts, self.stopped_by, self.say = facts, stopped_by, say
+
+    def study(self) -> StoredStudy:
+        """As the storage has it now."""
+        from hpsearch.search.catalog import read_study
+
+        return read_study(self.storage, self.name)
+
+    def prove(self, config: Mapping[str, Any]) -> str:
+        """Everything that the study asks for beside its search; "interrupted" when it was cut short, else "".
+
+        `config` is the kernel's.
+        """
+        while (stage := outstanding(self.study()))[1]:
+            if self.train(*stage) == "interrupted":
+                return "interrupted"
+        study = self.study()
+        winner = winner_of(study)
+        reason = "interrupted" if self.stopped_by() is not None else ""
+        if winner is None or reason:
+            return reason
+        if ranked(study) and not has_weights(winner):
+            reason = self.train("Training the winner again", (numbered(study, winner),))
+            if reason == "interrupted":
+                return reason
+        self.open_test(config, winner)
+        for run in self.study().runs:
+            if run.origin != "winner":
+                forget(run.checkpoint)
+        return ""
+
+    def train(self, title: str, trials: tuple[Trial, ...]) -> str:
+        """One stage; why it ended."""
+        from hpsearch.search.beside import ListedRuns
+
+        for tracker in self.trackers:
+            tracker.record(StageStarted(title, len(trials)))
+        objective = str(self.study().spec.get("objective", "val_loss"))
+        with closing(ListedRuns(self.storage, self.name, objective, trials)) as runs:
+            loop = Orchestrator(
+                runs,
+                self.executor,
+                self.trackers,
+                budget=len(trials),
+                stop=lambda: "interrupted" if self.stopped_by() else None,
+                facts=self.facts,
+                tidy=False,
+            )
+            reason = loop.loop()
+            self.facts = loop.facts
+        return reason
+
+    def open_test(self, config: Mapping[str, Any], winner: TrialRecord) -> None:
+        """Look at the test images with the winner's model, unless that was done; only where it was confirmed.
+
+        Its other seeds and the references are measured by the way: nothing is chosen by it any more.
+        """
+        study = self.study()
+        if not to_open(study, winner):
+            return
+        if not has_weights(winner):
+            self.say(f"Test: the winner, trial {winner.number}, has no weights, so the test images were not looked at", 0, 0)
+            return
+        try:
+            asked = {**config, "checkpoints": checkpoints(study, winner), "judge_split": "test"}
+            verdict: Verdict = self.executor.aside(JUDGE, asked, self.say, self.stopped_by)
+        except HpsearchError as error:
+            self.say(f"Test: the test images could not be looked at: {error}", 0, 0)
+            return
+        remember(self.storage, study, winner, verdict)
+
+
+def due(study: StoredStudy) -> bool:
+    """Whether something that the study asks for beside its search has not been done."""
+    winner = winner_of(study)
+    if not wanted(study) or winner is None:
+        return False
+    return bool(outstanding(study)[1]) or to_open(study, winner)
+
+
+def to_open(study: StoredStudy, winner: TrialRecord) -> bool:
+    """Whether the test images are to be looked at: the winner was confirmed, and its model has not been measured."""
+    opened = bool(study.openings) and study.openings[-1]["trial"] == winner.number
+    return repeats(study.spec) is not None and bool(study.facts.get("test_images")) and not opened
+
+
+def has_weights(record: TrialRecord) -> bool:
+    """Whether a trial's weights are there."""
+    return record.checkpoint is not None and Path(record.checkpoint).is_file()
+
+
+def numbered(study: StoredStudy, winner: TrialRecord) -> Trial:
+    """The run that makes the winner's weights again."""
+    trial = again(winner)
+    known = {run.setup.name: run.number for run in study.runs if run.setup}
+    number = known.get(trial.setup.name, -1 - len(study.runs)) if trial.setup else -1
+    return Trial(number, trial.params, origin=trial.origin, setup=trial.setup)
+
+
+def checkpoints(study: StoredStudy, winner: TrialRecord) -> list[tuple[str, str]]:
+    """Names and files of what is measured: the winner's model first, then everything in the gain table that has weights."""
+    first = (f"trial-{winner.number:04d}", str(winner.checkpoint))
+    wanted = [name for row in proof_of(study).rows for name in row.runs]
+    files = {run.setup.name: run.checkpoint for run in study.runs if run.setup is not None}
+    files |= {f"trial-{r.number:04d}": r.checkpoint for r in study.records}
+    rest = [(name, str(files[name])) for name in wanted if files.get(name) and Path(str(files[name])).is_file() and name != first[0]]
+    return [first, *rest]
+
+
+def remember(storage: RDBStorage, study: StoredStudy, winner: TrialRecord, verdict: Verdict) -> int:
+    """Record an opening of the test split; how many there have been now."""
+    from hpsearch.search.beside import add_opening
+
+    opening = {"at": time.time(), "trial": winner.number, "judged": [asdict(judged) for judged in verdict.judged]}
+    return add_opening(storage, study.name, json.loads(json.dumps(opening)))
+
+
+def write_proof(study: StoredStudy, folder: Path) -> tuple[Proof, Path]:
+    """What was proven, also as JSON in the study's folder."""
+    proof, path = proof_of(study), folder / PROOF
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(proof), indent=2) + "\n")
+    return proof, path
+
+
+def flat(proof: Proof) -> dict[str, float]:
+    """The proof's numbers by name, for whoever keeps plain numbers."""
+    found = {f"proof/{row.name}/{key}": estimate.mean for row in proof.rows for key, estimate in row.scores.items()}
+    found |= {f"proof/{row.name}/test_{key}": estimate.mean for row in proof.rows for key, estimate in row.test.items()}
+    found |= {f"proof/{row.name}/seconds": row.seconds.mean for row in proof.rows if row.seconds is not None}
+    found |= {f"gain/{gain.what.split()[-1]}/{key}": estimate.mean for gain in proof.gains for key, estimate in gain.points.items()}
+    if proof.test is not None:
+        found |= {"test/loss": proof.test.loss, **{f"test/{key}": value for key, value in proof.test.metrics.items()}}
+        found |= {"test/forgetting": proof.test.forgetting.drop} if proof.test.forgetting else {}
+    return found

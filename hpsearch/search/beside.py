@@ -1,0 +1,109 @@
+"""The searcher of runs beside the search: hands out a list, stops nothing, and keeps what comes of it with the study."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+
+from hpsearch.search.records import OPENINGS, RUN, run_values
+from hpsearch.search.store import Writer
+from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord
+
+
+class ListedRuns:
+    """Runs of the study called `name`; each is stored once it has ended, in one transaction, and none is lost or made twice."""
+
+    uid = ""
+    known: Mapping[str, Any] = {}
+
+    def __init__(self, storage: RDBStorage, name: str, objective: str, trials: Sequence[Trial]) -> None:
+        self.storage, self.objective = storage, objective
+        self.study_id = storage.get_study_id_from_name(name)
+        self.waiting = deque(trials)
+        self.live: dict[int, tuple[Trial, float, list[dict[str, float]]]] = {}  # trial, start, curve
+        self.writer = Writer()
+
+    def ask(self, n: int = 1) -> tuple[Trial, ...]:
+        """The next `n` of the list."""
+        trials = tuple(self.waiting.popleft() for _ in range(min(n, len(self.waiting))))
+        for trial in trials:
+            self.live[trial.number] = (trial, time.time(), [])
+        return trials
+
+    def report(self, progress: Progress) -> bool:
+        """Take note of an epoch; nothing is stopped."""
+        self.live[progress.trial][2].append(progress.row())
+        return False
+
+    def tell(self, outcome: Outcome) -> TrialRecord:
+        """Store how a run ended."""
+        trial, started, curve = self.live.pop(outcome.trial)
+        assert trial.setup is not None
+        record = TrialRecord(
+            number=trial.number,
+            status=outcome.status,
+            params=trial.params,
+            origin=trial.origin,
+            attempt=trial.attempt,
+            val_loss=outcome.val_loss,
+            best_epoch=outcome.epoch,
+            seconds=outcome.seconds,
+            started=started,
+            ended=time.time(),
+            metrics=dict(outcome.metrics),
+            effective=dict(outcome.effective),
+            curve=curve,
+            checkpoint=outcome.checkpoint,
+            error=outcome.error,
+            objective=self.objective,
+            per_class=dict(outcome.per_class),
+            setup=trial.setup,
+        )
+        key, values = f"{RUN}{trial.setup.name}", run_values(record)
+        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, key, values))
+        return record
+
+    def promotable(self) -> int:
+        """No run waits at a rung."""
+        return 0
+
+    def settle(self, over: bool) -> tuple[TrialRecord, ...]:
+        """Nor does one end there."""
+        del over
+        return ()
+
+    def records(self) -> Iterator[TrialRecord]:
+        """None: these are no trials of the search."""
+        return iter(())
+
+    def remaining(self, budget: int) -> int:
+        """Runs that have not begun."""
+        del budget
+        return len(self.waiting)
+
+    def size(self, budget: int) -> int:
+        """Runs that have not begun."""
+        return self.remaining(budget)
+
+    def remember(self, facts: Facts) -> None:
+        """The study's own searcher did."""
+
+    def close(self) -> None:
+        """Write what is queued; runs that did not end are made anew next time."""
+        self.writer.close()
+        self.storage.engine.dispose()
+
+
+def add_opening(storage: RDBStorage, name: str, opening: Mapping[str, Any]) -> int:
+    """Record that the test split was looked at, and what was seen; how many times that has happened now."""
+    study_id = storage.get_study_id_from_name(name)
+    earlier: list[Mapping[str, Any]] = storage.get_study_user_attrs(study_id).get(OPENINGS, [])
+    write: Callable[[], None] = lambda: storage.set_study_user_attr(study_id, OPENINGS, [*earlier, dict(opening)])  # noqa: E731
+    writer = Writer()  # waits out a storage that is locked for a while
+    writer.put(write)
+    writer.close()
+    return len(earlier) + 1
