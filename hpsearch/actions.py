@@ -104,6 +104,11 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             f"16-pixel glyphs only; to use it all the same, say --model {EMBEDDED_MODEL}"
         )
     check_names(spec.model, spec.weights)
+    source = None
+    if spec.warm_start:  # found before anything is created
+        from hpsearch.search.headstart import find_source
+
+        source = find_source(where.storage, spec)
     workers = crew(spec.workers, spec.threads)
     say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
     preload = PRELOAD if spec.model == EMBEDDED_MODEL else (*PRELOAD, "torchvision")
@@ -119,6 +124,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             from hpsearch.orchestrator import Orchestrator
             from hpsearch.proving import Prover, due
             from hpsearch.search.catalog import read_study
+            from hpsearch.search.headstart import begin
             from hpsearch.search.samplers import ASK_AHEAD
             from hpsearch.search.searcher import OptunaSearcher
 
@@ -128,8 +134,9 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 stack.callback(storage.engine.dispose)
                 known = facts_of(storage, spec)
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
-                spec = spec.bound(prepared.blocks if prepared else known["blocks"])
-                with closing(OptunaSearcher(spec, storage)) as searcher:
+                blocks = prepared.blocks if prepared else known["blocks"]
+                spec = spec.bound(blocks)
+                with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say))) as searcher:
                     stored = read_study(storage, name)
                     if prepared is None and (searcher.remaining(spec.trials) or due(stored)):
                         prepared = prepare(executor, spec, folder, say, stopped_by)

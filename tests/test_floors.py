@@ -49,8 +49,11 @@ FLOORS = (
         "hpsearch.verdict",
     ),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
-    ("hpsearch.space",),
-    ("hpsearch.settings", "hpsearch.proof"),
+    (
+        "hpsearch.portfolio",
+        "hpsearch.space",
+    ),
+    ("hpsearch.settings", "hpsearch.warm", "hpsearch.proof"),
     ("hpsearch.spec",),
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
     ("hpsearch.executors",),

@@ -15,6 +15,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search import rows
+from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.records import RECORD, direction_of, extras, open_study, point_key, record_of, running
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
@@ -35,7 +36,7 @@ class OptunaSearcher:
     objective is to be maximised, since Optuna compares reports in the study's direction.
     """
 
-    def __init__(self, spec: StudySpec, storage: RDBStorage) -> None:
+    def __init__(self, spec: StudySpec, storage: RDBStorage, begin: HeadStart = NOTHING) -> None:
         preflight(spec.sampler)
         self.spec = spec
         self.space = spec.parameters()
@@ -43,6 +44,7 @@ class OptunaSearcher:
         self.fixed = {p.name: p.default for p in self.space if p.name not in self.varied}
         self.storage = storage
         self.study_id = open_study(storage, spec)
+        self.lead = keep(storage, self.study_id, begin).trials
         about = storage.get_study_user_attrs(self.study_id)[RECORD]
         self.uid: str = about["uid"]
         self.known: Mapping[str, Any] = about.get("facts", {})
@@ -97,20 +99,23 @@ class OptunaSearcher:
         return True
 
     def planned(self) -> Iterator[Trial]:
-        """Trials that no sampler draws: the default recipe, then, for a grid, every point in shuffled order, once."""
+        """Trials that no sampler draws: the default recipe, what opens the study, then, for a grid, every other point in shuffled order."""
         earlier = self.memory.get_all_trials(self.study._study_id, deepcopy=False)
         seen, number = {point_key(self.fixed | t.params) for t in earlier}, len(earlier)
         default = default_params(self.space)
         if number == 0:
             yield Trial(0, default, origin="default")
             number, seen = 1, {point_key(default)}
+        listed = list(self.lead)
         if self.spec.sampler == "grid":
             points = list(grid_points(self.space))
             random.Random(seed_for(self.spec.seed, 0, "grid")).shuffle(points)
-            for point in points:
-                if point_key(point) not in seen:
-                    yield Trial(number, point, origin="grid")
-                    number += 1
+            listed += [("grid", point) for point in points]
+        for origin, params in listed:
+            if point_key(params) not in seen:
+                yield Trial(number, params, origin=origin)
+                number += 1
+                seen.add(point_key(params))
 
     # ------------------------------------------------------------ the loop's three verbs
 
@@ -258,8 +263,8 @@ class OptunaSearcher:
         """How many trials the study will come to: its budget, or what a grid has."""
         if self.spec.sampler != "grid":
             return budget
-        points = {point_key(point) for point in grid_points(self.space)} | {point_key(default_params(self.space))}
-        return min(budget, len(points))
+        planned = [*grid_points(self.space), default_params(self.space), *(params for _, params in self.lead)]
+        return min(budget, len({point_key(params) for params in planned}))
 
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
