@@ -49,10 +49,7 @@ FLOORS = (
         "hpsearch.verdict",
     ),
     ("hpsearch.recipes", "hpsearch.yamlfile"),
-    (
-        "hpsearch.portfolio",
-        "hpsearch.space",
-    ),
+    ("hpsearch.portfolio", "hpsearch.space"),
     ("hpsearch.settings", "hpsearch.warm", "hpsearch.proof"),
     ("hpsearch.spec",),
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
