@@ -59,6 +59,7 @@ class Summary:
     seconds: float  # of this session
     report: str | None
     weights: str | None  # file of the winner's weights
+    winner: TrialRecord | None  # the trial that stood up best when trained again; the best one without that
     proof: Proof | None  # what was found beside the search
     tracking_problem: str | None
     ui_command: str | None
@@ -66,7 +67,7 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """JSON-able form."""
         values = asdict(self)
-        for key in ("best", "default"):
+        for key in ("best", "default", "winner"):
             if values[key] is not None:
                 values[key].pop("curve")
         return values
@@ -251,6 +252,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         seconds=time.monotonic() - begun,
         report=str(report),
         weights=weights,
+        winner=winner,
         proof=proof,
         tracking_problem=mlflow.problem if mlflow and mlflow.problem else None,
         ui_command=ui_command(where) if mlflow else None,
@@ -326,6 +328,7 @@ def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Pa
         notes=tuple([ui_command(where)] if where.tracking else []),
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         data=read_data_report(where.runs(stored.name) / DATA_REPORT),
+        headstart=stored.headstart,
     )
     path = out or where.runs(stored.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)

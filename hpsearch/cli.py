@@ -18,7 +18,7 @@ from hpsearch import __version__
 from hpsearch.errors import FixSetup, HpsearchError, exit_code
 
 if TYPE_CHECKING:
-    from hpsearch.actions import Place, Summary
+    from hpsearch.actions import Place
     from hpsearch.types import TrialRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,6 +98,9 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--objective", metavar="NAME", help="val_loss, accuracy, balanced_accuracy, precision, recall, f1, top5  [default: val_loss]")
 @click.option("--warm-start", metavar="STUDY", help="begin with the best configurations of an earlier study in the same storage")
 @click.option("--portfolio/--no-portfolio", default=None, help="begin with recipes that are known to be good")
+@click.option("--references/--no-references", default=None, help="also train from scratch, and the head alone: what each step buys")
+@click.option("--confirm", metavar="KxS", help="train the best K again on S fresh seeds, then open the test split")
+@click.option("--cv", metavar="KxF", help="the same on F folds instead of seeds")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
 @click.option("--no-tracking", is_flag=True, help="do without MLflow")
@@ -138,7 +141,13 @@ def run(
     if as_json:
         click.echo(json.dumps(summary.as_json(), indent=2))
     else:
-        print_summary(summary)
+        from hpsearch.summary import summary_lines
+
+        for line in summary_lines(summary):
+            click.secho(line, bold=line.startswith("Best: "))
+        if summary.tracking_problem:
+            problem = f"MLflow is behind: {summary.tracking_problem}."
+            click.echo(f"{problem} The study itself is whole; run the same command to complete it.", err=True)
     if summary.best is None:
         sys.exit(1)
 
@@ -146,48 +155,6 @@ def run(
 def own(flags: dict[str, Any], settings: tuple[str, ...]) -> bool:
     """Whether data or model are the user's, so that the embedded study is not what they are added to."""
     return bool(flags["data"] or flags["model"] or any(setting.startswith(("data=", "model=")) for setting in settings))
-
-
-def print_summary(s: Summary) -> None:
-    """The end of a run: best configuration, gain over the default recipe, where everything is."""
-    from hpsearch.terminal import score
-
-    ending = {"timeout": "stopped at its time limit", "exhausted": "has tried every point of its grid"}.get(s.reason, "is complete")
-    counts = ", ".join(f"{n} {status.lower()}" for status, n in s.counts.items())
-    click.echo(f"\nStudy {s.study} {ending}: {sum(s.counts.values())} trials ({counts}) in {s.seconds:.0f} s")
-    if s.best is None:
-        click.echo("No trial is complete: the report says how each ended.")
-    else:
-        click.secho(f"\nBest: trial {s.best.number}  {score(s.best)}", bold=True)
-        for key, value in s.best.params.items():
-            click.echo(f"  {key:<17}{value:.4g}" if isinstance(value, float) else f"  {key:<17}{value}")
-        click.echo("\n" + gain(s))
-    rows = [("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)]
-    click.echo("")
-    for label, value in rows:
-        if value:
-            click.echo(f"{label + ':':<9}{value}")
-    if s.ui_command:
-        click.echo("         (or `hpsearch ui`, the same page in a sixth of the memory)")
-    if s.tracking_problem:
-        click.echo(f"MLflow is behind: {s.tracking_problem}. The study itself is whole; run the same command to complete it.", err=True)
-
-
-def gain(s: Summary) -> str:
-    """What the search gained over the default recipe, in words."""
-    from hpsearch.terminal import shown_value
-
-    if s.best is None or s.default is None or s.default.score is None or s.best.score is None:
-        return "Gain: the default recipe (trial 0) has no result to compare with."
-    if s.best.number == s.default.number:
-        return "Gain: none yet; the default recipe (trial 0) is the best so far."
-    lines = ["Gain over the default recipe (trial 0), on the validation images, one seed each:"]
-    for key in dict.fromkeys((s.best.objective, "val_loss", "accuracy", "f1")):
-        before, after = ({"val_loss": r.val_loss, **r.metrics}.get(key) for r in (s.default, s.best))
-        if before is not None and after is not None:
-            change = f"{after - before:+.4f} nats" if key == "val_loss" else f"{100 * (after - before):+.1f} points"
-            lines.append(f"  {key:<8}  {shown_value(key, before)} -> {shown_value(key, after)}  ({change})")
-    return "\n".join(lines)
 
 
 @main.command("list")

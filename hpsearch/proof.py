@@ -21,9 +21,11 @@ LABELS = {
     "scratch": "from scratch",
     "probe": "linear probe",
     "default": "default recipe",
+    "tuned": "default, best rate",
     "best": "best of the search",
 }
-STEPS = {"pretraining": ("scratch", "default"), "unfreezing": ("probe", "default"), "the search": ("default", "best")}
+KINDS = ("scratch", "probe", "tuned")  # each at the best of three learning rates, that none has an advantage
+STEPS = {"pretraining": ("scratch", "tuned"), "unfreezing": ("probe", "tuned"), "the search": ("default", "best")}
 NONE = "none"
 
 
@@ -46,6 +48,7 @@ class Candidate:
     scores: Mapping[str, Estimate]  # over the repetitions that completed
     runs: Sequence[str]  # names of these
     failed: int = 0
+    behind: Estimate | None = None  # the first one: by how much its objective is worse, paired by repetition
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +166,19 @@ def again(record: TrialRecord) -> Trial:
 def rates(study: StoredStudy) -> list[Trial]:
     """References at the first repetition, at each learning rate."""
     first = repetitions(study.spec)[0]
-    return [
-        trial for kind in ("scratch", "probe", "default") for factor in factors(kind) if (trial := reference(study, kind, factor, first))
-    ]
+    return [trial for kind in KINDS for factor in FACTORS if (trial := reference(study, kind, factor, first))]
 
 
 def repeated(study: StoredStudy) -> list[Trial]:
     """References at the other repetitions, each at its best learning rate."""
-    found = []
-    for kind in ("scratch", "probe", "default"):
-        factor = best_factor(study, kind)
-        if factor is not None:
-            found += [trial for r in repetitions(study.spec)[1:] if (trial := reference(study, kind, factor, r))]
-    return sorted(found, key=lambda t: (t.setup is not None and t.setup.fold) or 0)
-
-
-def factors(kind: str) -> tuple[float, ...]:
-    """On the default learning rate."""
-    return FACTORS if kind in ("scratch", "probe") else (1.0,)
+    found: dict[str, Trial] = {}
+    for r in repetitions(study.spec)[1:]:
+        for kind in (*KINDS, "default"):
+            factor = best_factor(study, kind)
+            trial = None if factor is None else reference(study, kind, factor, r)
+            if trial is not None and trial.setup is not None:
+                found[trial.setup.name] = trial  # the default rate may be the best one
+    return list(found.values())
 
 
 def reference(study: StoredStudy, kind: str, factor: float, r: Repetition) -> Trial | None:
@@ -196,7 +194,7 @@ def reference(study: StoredStudy, kind: str, factor: float, r: Repetition) -> Tr
         params |= SCRATCH
     elif kind == "probe":
         params |= {"frozen_layers": blocks(study, params), "unfreeze_epochs": 0}
-    name = "-".join(part for part in (kind, f"{params['epochs']}-epochs", f"lr-{rate:g}", r.name) if part)
+    name = "-".join(part for part in ("default" if kind == "tuned" else kind, f"{params['epochs']}-epochs", f"lr-{rate:g}", r.name) if part)
     return Trial(-1, params, origin="reference", setup=Setup(name, 0, None, r.seed, kind == "scratch", r.fold, r.folds))
 
 
@@ -230,7 +228,8 @@ def usable(record: TrialRecord) -> bool:
 def best_factor(study: StoredStudy, kind: str) -> float | None:
     """The learning rate's factor that served a reference best at the first repetition."""
     first = repetitions(study.spec)[0]
-    found = {factor: run for factor in factors(kind) if (run := named(study, reference(study, kind, factor, first)))}
+    tried = FACTORS if kind in KINDS else FACTORS[:1]
+    found = {factor: run for factor in tried if (run := named(study, reference(study, kind, factor, first)))}
     return min(found, key=lambda factor: (found[factor].cost, factor)) if found else None
 
 
@@ -247,7 +246,16 @@ def ranked(study: StoredStudy) -> tuple[Candidate, ...]:
             names = tuple(run.setup.name for run in done if run.setup)
             found.append(Candidate(record.number, record.score, estimates(done, overlap(study)), names, len(runs) - len(done)))
     objective = str(study.spec.get("objective", "val_loss"))
-    return tuple(sorted(found, key=lambda c: (c.failed, OBJECTIVES[objective] * c.scores[objective].mean, c.trial)))
+    found.sort(key=lambda c: (c.failed, OBJECTIVES[objective] * c.scores[objective].mean, c.trial))
+    return tuple(replace(c, behind=behind(study, found[0].trial, c.trial)) for c in found)
+
+
+def behind(study: StoredStudy, first: int, other: int) -> Estimate | None:
+    """By how much the second configuration is worse, over the repetitions that both completed."""
+    a, b = (next(r for r in study.records if r.number == number) for number in (first, other))
+    pairs = [(named(study, confirmation(a, r)), named(study, confirmation(b, r))) for r in repetitions(study.spec)]
+    costs = [y.cost - x.cost for x, y in pairs if x is not None and y is not None]
+    return mean_interval(costs, overlap=overlap(study)) if costs and first != other else None
 
 
 def winner_of(study: StoredStudy) -> TrialRecord | None:
@@ -287,7 +295,7 @@ def overlap(study: StoredStudy) -> float:
 def arms(study: StoredStudy) -> dict[str, dict[str, TrialRecord]]:
     """The runs behind each row of the gain table, by repetition."""
     best, default, found = winner_of(study), study.default, {}
-    for kind in ("scratch", "probe", "default"):
+    for kind in ("scratch", "probe", "default", "tuned"):
         factor = best_factor(study, kind)
         runs = {} if factor is None else {r.name: named(study, reference(study, kind, factor, r)) for r in repetitions(study.spec)}
         found[kind] = {name: run for name, run in runs.items() if run is not None}

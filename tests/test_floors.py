@@ -57,7 +57,7 @@ FLOORS = (
     ("hpsearch.orchestrator",),
     ("hpsearch.proving",),
     ("hpsearch.actions", "hpsearch.delivery"),
-    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing"),
+    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary"),
 )
 LOWEST = {
     "hpsearch.diagnosis": ("hpsearch.types",),
@@ -74,6 +74,8 @@ LOWEST = {
 ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.machine"), "hpsearch.orchestrator": ("hpsearch.types",)}
 BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli", "hpsearch.terminal"),
+    ("hpsearch.cli", "hpsearch.summary"),
+    ("hpsearch.summary", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.printing"),
     ("hpsearch.delivery", "hpsearch.actions"),
 }

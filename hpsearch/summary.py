@@ -1,0 +1,156 @@
+"""What `run` prints at its end: the best configuration, what it gained, what was proven, and where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from hpsearch.proof import LABELS, Proof
+from hpsearch.statistics import Estimate
+from hpsearch.terminal import score, shown_value
+from hpsearch.types import OBJECTIVES, TrialRecord
+
+if TYPE_CHECKING:
+    from hpsearch.actions import Summary
+
+
+def summary_lines(s: Summary) -> list[str]:
+    """Everything, line by line; the line of the best trial begins with "Best: "."""
+    ending = {"timeout": "stopped at its time limit", "exhausted": "has tried every point of its grid"}.get(s.reason, "is complete")
+    counts = ", ".join(f"{n} {status.lower()}" for status, n in s.counts.items())
+    lines = ["", f"Study {s.study} {ending}: {sum(s.counts.values())} trials ({counts}) in {s.seconds:.0f} s"]
+    if s.best is None:
+        lines.append("No trial is complete: the report says how each ended.")
+    else:
+        best = s.winner or s.best
+        confirmed = f" (confirmed; in the search trial {s.best.number} looked best)" if best.number != s.best.number else ""
+        lines += ["", f"Best: trial {best.number}  {score(best)}{confirmed}", *parameters(best), ""]
+        lines += proof_lines(s.proof, best.objective) if s.proof else gain(best, s.default)
+    lines.append("")
+    for label, value in (("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)):
+        lines += [f"{label + ':':<9}{value}"] if value else []
+    lines += ["         (or `hpsearch ui`, the same page in a sixth of the memory)"] if s.ui_command else []
+    return lines
+
+
+def parameters(record: TrialRecord) -> list[str]:
+    """A configuration, a line each."""
+    return [f"  {key:<17}{value:.4g}" if isinstance(value, float) else f"  {key:<17}{value}" for key, value in record.params.items()]
+
+
+def gain(best: TrialRecord, default: TrialRecord | None) -> list[str]:
+    """What the search gained over the default recipe, in words."""
+    if default is None or default.score is None or best.score is None:
+        return ["Gain: the default recipe (trial 0) has no result to compare with."]
+    if best.number == default.number:
+        return ["Gain: none yet; the default recipe (trial 0) is the best so far."]
+    lines = ["Gain over the default recipe (trial 0), on the validation images, one seed each:"]
+    for key in dict.fromkeys((best.objective, "val_loss", "accuracy", "f1")):
+        before, after = ({"val_loss": r.val_loss, **r.metrics}.get(key) for r in (default, best))
+        if before is not None and after is not None:
+            lines.append(f"  {key:<8}  {shown_value(key, before)} -> {shown_value(key, after)}  ({change(key, after - before)})")
+    return lines
+
+
+def change(key: str, difference: float) -> str:
+    """A difference with its sign and unit."""
+    return f"{difference:+.4f} nats" if key == "val_loss" else f"{100 * difference:+.1f} points"
+
+
+# ---------------------------------------------------------------- what was proven
+
+
+def proof_lines(proof: Proof, objective: str) -> list[str]:
+    """Confirmation, references with what each step bought, and the test."""
+    return [*confirmed(proof, objective), *table(proof, objective), *bought(proof, objective), *tested(proof), *proof.notes]
+
+
+def confirmed(proof: Proof, objective: str) -> list[str]:
+    """The candidates in order."""
+    if not proof.candidates:
+        return []
+    lines = [f"Confirmed on {proof.how}, mean and 95 % interval of {objective} on validation images:"]
+    for candidate in proof.candidates:
+        failed = f", failed {candidate.failed} times" if candidate.failed else ""
+        found = f"{interval(objective, candidate.scores[objective])} (selected at {shown_value(objective, candidate.selected)}{failed})"
+        lines.append(f"  trial {candidate.trial:<5} {found}")
+    if len(proof.candidates) > 1:
+        a, b = proof.candidates[:2]
+        if b.behind is None or b.behind.low is None or b.behind.low <= 0:
+            lines.append(f"  Trials {a.trial} and {b.trial} cannot be told apart by that many.")
+    return [*lines, ""]
+
+
+def table(proof: Proof, objective: str) -> list[str]:
+    """The gain table: a line for each way to come to a model."""
+    if not any(row.name != "best" for row in proof.rows):
+        return []
+    keys = list(dict.fromkeys((objective, "val_loss", "accuracy")))[:2]
+    tests = any(row.test for row in proof.rows)
+    heads = [*keys, *(["test acc"] if tests else []), "seconds"]
+    lines = [f"{'':<22}" + "".join(f"{head:>13}" for head in heads)]
+    for row in proof.rows:
+        cells = [plain(key, row.scores) for key in keys]
+        cells += [plain("accuracy", row.test)] if tests else []
+        cells.append(f"{row.seconds.mean:.1f}" if row.seconds else "0")
+        lines.append(f"  {LABELS[row.name]:<20}" + "".join(f"{cell:>13}" for cell in cells))
+    return [*lines, ""]
+
+
+def bought(proof: Proof, objective: str) -> list[str]:
+    """What each step bought, in points and in seconds."""
+    lines = []
+    for gain in proof.gains:
+        keys = [key for key in dict.fromkeys((objective, "accuracy")) if key in gain.points]
+        points = ", ".join(f"{key} {better(key, gain.points[key])}" for key in keys)
+        took = f"{gain.until:.1f} s"
+        when = f"as good after {gain.reached:.1f} s of training as {LABELS[gain.before]} after {took}"
+        when = when if gain.reached is not None else f"not as good as {LABELS[gain.before]}, whose best came after {took}"
+        cost = f"; {gain.cost:.0f} s of training went into the search" if gain.cost else ""
+        lines += [f"{gain.what[0].upper()}{gain.what[1:]}: {points};", f"  {when}{cost}."]
+    return [*lines, ""] if lines else []
+
+
+def tested(proof: Proof) -> list[str]:
+    """The test split, and how often it has been looked at."""
+    judged, times = proof.test, len(proof.openings)
+    if judged is None:
+        return []
+    scores = ", ".join(f"{key} {shown_value(key, judged.metrics[key])}" for key in ("accuracy", "f1") if key in judged.metrics)
+    lines = [f"Test: trial {proof.winner} on {judged.images:,} images never looked at before: {scores}, loss {judged.loss:.4f}"]
+    if times > 1:
+        first = proof.openings[0]
+        when = f"{datetime.fromtimestamp(first['at']):%Y-%m-%d %H:%M}, trial {first['trial']}"
+        lines = [
+            f"Test: trial {proof.winner} on {judged.images:,} images: {scores}, loss {judged.loss:.4f}",
+            f"  They have been looked at {times} times (first {when}).",
+            "  Who chooses by what is seen there makes validation images of them.",
+        ]
+    if judged.forgetting is not None:
+        lost = judged.forgetting
+        lines.append(f"  On {lost.task} its accuracy went from {100 * lost.before:.1f} % to {100 * lost.after:.1f} %.")
+    return lines
+
+
+def interval(key: str, e: Estimate) -> str:
+    """A mean with its interval."""
+    if e.low is None or e.high is None:
+        return shown_value(key, e.mean)
+    if key == "val_loss":
+        return f"{e.mean:.4f} [{e.low:.4f}, {e.high:.4f}]"
+    return f"{100 * e.mean:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+
+
+def better(key: str, e: Estimate) -> str:
+    """A gain with its interval, in words that leave no doubt which way it goes."""
+    scale, unit, digits = (1.0, "nats", 3) if key == "val_loss" else (100.0, "points", 1)
+    word, sign = ("better", 1.0) if e.mean >= 0 else ("worse", -1.0)
+    ends = () if e.low is None or e.high is None else sorted((sign * scale * e.low, sign * scale * e.high))
+    between = f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else ""
+    return f"{word} by {abs(scale * e.mean):.{digits}f} {unit}{between}"
+
+
+def plain(key: str, scores: Mapping[str, Estimate]) -> str:
+    """A mean alone."""
+    return shown_value(key, scores[key].mean) if key in scores and key in OBJECTIVES else "-"
