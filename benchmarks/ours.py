@@ -152,7 +152,7 @@ def watched_kernel(config: Mapping[str, Any]) -> Any:
     """The kernel, which leaves the most that was ever allocated in a file after each trial."""
     import torch
 
-    from hpsearch.finetune.kernel import make
+    from hpsearch.finetune.family import make
 
     kernel = make(config)
     session = kernel.session

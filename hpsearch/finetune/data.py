@@ -221,7 +221,7 @@ def dealt_folds(labels: np.ndarray, classes: Sequence[str], n: int, seed: int, g
     for images in sorted(members.values(), key=len, reverse=True):
         here = min(range(n), key=lambda j: (counts[labels[images[0]], j], counts[:, j].sum()))
         folds[images] = here
-        np.add.at(counts, (labels[images], here), 1)
+        counts[:, here] += np.bincount(labels[images], minlength=len(classes))
     return folds
 
 
@@ -250,7 +250,7 @@ def data_digest(pixels: str, labels: np.ndarray, parts: Mapping[str, np.ndarray]
 def assemble(images: Tensor, labels: np.ndarray, classes: Sequence[str], parts: Mapping[str, np.ndarray], pixels: str) -> Data:
     """Splits over one store of images; `pixels` is a digest of its content."""
     splits = {name: Split(images, torch.from_numpy(parts[name]), torch.from_numpy(labels[parts[name]])) for name in SPLITS}
-    return Data(tuple(classes), **splits, digest=data_digest(pixels, labels, parts, classes))
+    return Data(tuple(classes), splits["train"], splits["val"], splits["test"], data_digest(pixels, labels, parts, classes))
 
 
 def embedded_images(pre: Preprocessing) -> tuple[Tensor, np.ndarray, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hpsearch.errors import FixInput, nearest
 
@@ -23,6 +25,12 @@ TORCHVISION = tuple(
 )
 MODELS = ("glyphnet", *TORCHVISION)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # of weights files
+
+
+def choices_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models of a resolved study, the default recipe's first."""
+    searched = config.get("space", {}).get("model", {}).get("choices", ())
+    return (config["model"], *(name for name in searched if name != config["model"]))
 
 
 def is_own(model: str) -> bool:

@@ -15,17 +15,49 @@ from hpsearch.finetune.step import Shape
 
 
 @dataclass
-class Packing:
-    """The slots of one device and what they need. `room`: bytes on a GPU that they may take in all."""
+class Crowd:
+    """All that is on one device: the slots of every kernel there, and what they need."""
 
-    slots: Sequence[Slot]
-    room: int
-    graphs: bool
-    heads: torch.cuda.Stream | None = None  # of trials that train their head alone: they take their steps together
+    slots: dict[int, Slot] = field(default_factory=dict)  # by their index
+    room: int = 0  # bytes on a GPU that they may take in all
+    taken: dict[int, int] = field(default_factory=dict)  # bytes that a kernel took beside them, by its first slot
     needs: dict[int, int] = field(default_factory=dict)  # bytes by slot: the most so far, since captured steps keep their memory
     busy: set[int] = field(default_factory=set)
     ended: int = 0  # trials so far
+
+    def enter(self, slots: Sequence[Slot], free: int, taken: int, budget: int) -> None:
+        """A kernel's slots come; it took so much memory that so much is free now, and it will keep activations in its budget."""
+        self.room = (self.room - taken if self.slots else free) - budget
+        self.taken[slots[0].index] = taken
+        self.slots |= {slot.index: slot for slot in slots}
+
+    def quit(self, slots: Sequence[Slot]) -> None:
+        """The slots of a kernel that had no budget of its own go."""
+        self.room += self.taken.pop(slots[0].index)
+        for slot in slots:
+            del self.slots[slot.index]
+            self.needs.pop(slot.index, None)
+
+
+@dataclass
+class Packing:
+    """The slots of one kernel on a device that it may share with others."""
+
+    slots: Sequence[Slot]
+    crowd: Crowd
+    graphs: bool
+    heads: torch.cuda.Stream | None = None  # of trials that train their head alone: they take their steps together
     forecast: Forecast = field(default_factory=Forecast)
+
+    @property
+    def busy(self) -> set[int]:
+        """The slots on the device that have a trial."""
+        return self.crowd.busy
+
+    @property
+    def ended(self) -> int:
+        """Trials on the device so far."""
+        return self.crowd.ended
 
     def free(self) -> list[Slot]:
         """Slots without a trial."""
@@ -44,12 +76,12 @@ class Packing:
             with slot.turn():
                 need = max(slot.need(self.forecast, recipe, shape, x) for shape, x in steps)
             if not self.fits(slot, need):
-                for idle in free:
-                    idle.release()
-                    self.needs.pop(idle.index, None)
+                for index in self.crowd.slots.keys() - self.busy:
+                    self.crowd.slots[index].release()
+                    self.crowd.needs.pop(index, None)
             if self.busy and not self.fits(slot, need):
                 return None
-            self.needs[slot.index] = max(need, self.needs.get(slot.index, 0))
+            self.crowd.needs[slot.index] = max(need, self.crowd.needs.get(slot.index, 0))
             if self.graphs:
                 with slot.turn():
                     slot.capture(recipe, steps, training)
@@ -60,9 +92,10 @@ class Packing:
     def leave(self, slot: Slot) -> None:
         """The slot's trial is over."""
         self.busy.discard(slot.index)
-        self.ended += 1
+        self.crowd.ended += 1
 
     def fits(self, slot: Slot, need: int) -> bool:
         """Whether the slot may take so many bytes beside what the others keep."""
-        others = sum(size for index, size in self.needs.items() if index != slot.index) + sum(s.inputs() for s in self.slots)
-        return others + max(need, self.needs.get(slot.index, 0)) <= self.room
+        needs, slots = self.crowd.needs, self.crowd.slots.values()
+        others = sum(size for index, size in needs.items() if index != slot.index) + sum(s.inputs() for s in slots)
+        return others + max(need, needs.get(slot.index, 0)) <= self.crowd.room

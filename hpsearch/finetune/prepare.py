@@ -109,7 +109,8 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
             index = str(Path(config["folder"]) / "split.npz")
             shape, rows = loaded.images.array.shape, {name: loaded.images.rows[part] for name, part in parts.items()}
             labels = {name: loaded.labels[part] for name, part in parts.items()}
-            datasets.save_index(Path(index), loaded.file, shape, loaded.classes, rows, labels, digest)
+            groups = np.concatenate([copies.groups[parts[name]] for name in ("train", "val")])
+            datasets.save_index(Path(index), loaded.file, shape, loaded.classes, rows, labels, digest, groups)
     if built is None:
         return Prepared(0, report, index, digest, "")
     return Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), weights, built.model.reason)
