@@ -189,6 +189,7 @@ class StoredStudy:
     records: tuple[TrialRecord, ...]
     runs: tuple[TrialRecord, ...] = ()  # beside the search
     openings: tuple[Mapping[str, Any], ...] = ()  # of the test split, in order
+    headstart: tuple[str, ...] = ()  # what was said of the trials that it began with
 
     @property
     def default(self) -> TrialRecord | None:

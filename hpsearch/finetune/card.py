@@ -17,6 +17,7 @@ ALWAYS = ("optimizer", "momentum", "schedule", "warmup_epochs")  # are told even
 PATH = re.compile(r"\S*/(?=[^/\s])")  # folders before a file: of no use to a reader elsewhere
 MARKS = re.compile(r"([\\`*_{}\[\]<>|#~])")  # what Markdown would read as its own
 FP32, TF32, BF16 = 1e-4, 1e-2, 0.05  # how far the loss, computed anew, may be from the one logged: in nats, and as a share of it
+ORIGINS = {"default": "The default recipe", "warm": "A recipe of an earlier study", "portfolio": "A recipe from the portfolio"}
 NORMAL = 1.96  # 95 % of a normal distribution lie within so many standard deviations
 
 
@@ -191,11 +192,12 @@ def search(winner: Winner) -> str:
     """How the recipe was found."""
     spec, record = winner.spec, winner.record
     counts = ", ".join(f"{n} {status.lower()}" for status, n in winner.counts.items())
-    origin = "The default recipe" if record.origin == "default" else "A sampled recipe"
+    origin = ORIGINS.get(record.origin, "A sampled recipe")
+    verb = "in a search by" if record.origin in ("warm", "portfolio") else "found by"
     space = [[f"`{name}`", plain(searched(entry))] for name, entry in spec.get("space", {}).items() if "value" not in entry]
     found = f"\n\n{table([['searched', 'among'], *space])}" if space else ""
     return (
-        f"## Search\n\n{origin}, trial {record.number} of {sum(winner.counts.values())} ({counts}), found by {spec.get('sampler', '?')} "
+        f"## Search\n\n{origin}, trial {record.number} of {sum(winner.counts.values())} ({counts}), {verb} {spec.get('sampler', '?')} "
         f"with seed {spec.get('seed', '?')}, pruner {spec.get('pruner', {}).get('name', '?')}, for {words(record.objective)}.{found}"
     )
 

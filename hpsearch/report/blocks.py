@@ -226,6 +226,11 @@ def policy(view: StudyView) -> Words:
     return Words("", (f"How the sampler learns from pruned trials: {view.policy}",) if view.policy else ())
 
 
+def headstart(view: StudyView) -> Words:
+    """What the study began with."""
+    return Words("What the study began with", tuple(shorten(line, 600) for line in view.headstart))
+
+
 def notes(view: StudyView) -> Words:
     """Commands and remarks of the caller."""
     return Words("Commands", view.notes, code=True)
@@ -251,5 +256,5 @@ TABLES: Mapping[str, Callable[[StudyView], Grid]] = {
 }
 """Every table that a page can show."""
 
-WORDS: Mapping[str, Callable[[StudyView], Words]] = {"policy": policy, "notes": notes}
+WORDS: Mapping[str, Callable[[StudyView], Words]] = {"headstart": headstart, "policy": policy, "notes": notes}
 """Every text that a page can show."""

@@ -35,6 +35,7 @@ class StudyView:
     notes: tuple[str, ...]  # commands worth copying
     generated: str  # UTC
     data: DataReport | None = None  # what checking the data found
+    headstart: tuple[str, ...] = ()  # what was said of the trials that the study began with
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpsearch.errors import NotFound, nearest
-from hpsearch.search.records import OPENINGS, RECORD, fixed_of, record_of, runs_of
+from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, fixed_of, record_of, runs_of
 from hpsearch.types import StoredStudy
 
 
@@ -33,7 +33,8 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
     objective = spec.get("objective", "val_loss")
     records, openings = tuple(record_of(t, fixed, objective) for t in trials), tuple(attributes.get(OPENINGS, ()))
-    return StoredStudy(name, spec, stored.get("facts", {}), records, runs_of(attributes, objective), openings)
+    remarks = tuple(stored.get(HEADSTART, {}).get("remarks", ()))
+    return StoredStudy(name, spec, stored.get("facts", {}), records, runs_of(attributes, objective), openings, remarks)
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

@@ -12,14 +12,12 @@ from hpsearch.errors import FixInput, NotFound
 from hpsearch.portfolio import ESSENTIAL, PORTFOLIO, family
 from hpsearch.recipes import has_effect
 from hpsearch.search.catalog import read_study
-from hpsearch.search.records import RECORD, point_key
+from hpsearch.search.records import HEADSTART, RECORD, point_key
 from hpsearch.search.store import opened
 from hpsearch.space import Space, bind_blocks, default_params
 from hpsearch.spec import StudySpec
 from hpsearch.types import Params, Say, Status, StoredStudy, Value
 from hpsearch.warm import Remark, fit, sentences
-
-LEAD = "headstart"  # the key in the study's record
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ def warm_words(offered: int, new: int) -> str:
     if not new:
         return f"{best} come{'s' * (offered == 1)} to the default recipe here, or to one that opens the study already"
     if new < offered:
-        return f"{best} come to {new} configuration{'s' * (new > 1)} here, which open{'s' * (new == 1)} this study"
+        return f"{best} come to {new} new configuration{'s' * (new > 1)} here, which open{'s' * (new == 1)} this study"
     return f"{best} open{'s' * (new == 1)} this study"
 
 
@@ -183,13 +181,13 @@ def portfolio_words(kind: str, offered: int, sound: int, new: int) -> str:
 def keep(storage: RDBStorage, study_id: int, found: HeadStart) -> HeadStart:
     """Store how a study begins, unless it has begun; what is stored."""
     about = storage.get_study_user_attrs(study_id)[RECORD]
-    if found.trials and not storage.get_n_trials(study_id):
-        about = about | {LEAD: {"trials": [[origin, dict(params)] for origin, params in found.trials], "remarks": list(found.remarks)}}
+    if found != NOTHING and not storage.get_n_trials(study_id):
+        about = about | {HEADSTART: {"trials": [[origin, dict(params)] for origin, params in found.trials], "remarks": list(found.remarks)}}
         storage.set_study_user_attr(study_id, RECORD, about)
     return kept_in(about)
 
 
 def kept_in(about: Mapping[str, Any]) -> HeadStart:
     """How a study began, from its record."""
-    kept = about.get(LEAD, {"trials": [], "remarks": []})
+    kept = about.get(HEADSTART, {"trials": [], "remarks": []})
     return HeadStart(tuple((origin, params) for origin, params in kept["trials"]), tuple(kept["remarks"]))

@@ -20,6 +20,7 @@ from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
 
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
 RUN = f"{RECORD}.run."  # begins the study attribute that holds a run beside the search
+HEADSTART = "headstart"  # the key of RECORD that holds the trials that the study began with
 OPENINGS = f"{RECORD}.openings"  # the study attribute that holds when the test split was looked at, and what was seen
 STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
 STATUSES = {v: k for k, v in STATES.items()} | {TrialState.RUNNING: Status.RUNNING, TrialState.WAITING: Status.WAITING}
