@@ -329,7 +329,6 @@ def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Pa
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         data=read_data_report(where.runs(stored.name) / DATA_REPORT),
         headstart=stored.headstart,
-        headstart=stored.headstart,
     )
     path = out or where.runs(stored.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
