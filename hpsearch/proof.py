@@ -138,7 +138,8 @@ def outstanding(study: StoredStudy) -> tuple[str, tuple[Trial, ...]]:
     for title, plan in stages:
         missing = [trial for trial in plan(study) if trial.setup is not None and trial.setup.name not in done]
         if missing:
-            return title, tuple(replace(trial, number=-1 - len(done) - i) for i, trial in enumerate(missing))
+            lowest = min((r.number for r in study.runs), default=0)
+            return title, tuple(replace(trial, number=lowest - 1 - i) for i, trial in enumerate(missing))
     return "", ()
 
 

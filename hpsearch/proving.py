@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +132,9 @@ def has_weights(record: TrialRecord) -> bool:
 def numbered(study: StoredStudy, winner: TrialRecord) -> Trial:
     """The run that makes the winner's weights again."""
     trial = again(winner)
-    known = {run.setup.name: run.number for run in study.runs if run.setup}
-    number = known.get(trial.setup.name, -1 - len(study.runs)) if trial.setup else -1
-    return Trial(number, trial.params, origin=trial.origin, setup=trial.setup)
+    lowest = min((run.number for run in study.runs), default=0)
+    number = next((run.number for run in study.runs if run.setup == trial.setup), lowest - 1)
+    return replace(trial, number=number)
 
 
 def checkpoints(study: StoredStudy, winner: TrialRecord) -> list[tuple[str, str]]:
