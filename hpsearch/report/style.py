@@ -38,6 +38,7 @@ SYMBOLS: Mapping[Status, str] = {
     Status.PAUSED: "line-ns-open",
 }
 BEST, DEFAULT = "#078a63", "#6d7683"
+VIOLET = "#6f55c9"
 IN_THE_DARK = {
     COLOURS[Status.COMPLETE]: "#57a8ee",
     COLOURS[Status.PRUNED]: "#f0a53a",
@@ -45,6 +46,7 @@ IN_THE_DARK = {
     COLOURS[Status.RUNNING]: "#98a2af",
     BEST: "#35d29d",
     DEFAULT: "#a9b3c0",
+    VIOLET: "#a896f6",
 }
 """The same colours on dark paper."""
 UNITS = {
@@ -61,6 +63,25 @@ UNITS = {
     "flip": "probability",
 }
 DRAWN_FATES = (Status.PRUNED, Status.COMPLETE, Status.FAILED)  # later ones lie above
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """How one of several things of a kind is drawn."""
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+SERIES = (
+    Series(COLOURS[Status.COMPLETE], "solid", "circle"),
+    Series(COLOURS[Status.PRUNED], "6px,3px", "square"),
+    Series(BEST, "2px,2px", "triangle-up"),
+    Series(COLOURS[Status.FAILED], "9px,3px,2px,3px", "x"),
+    Series(VIOLET, "12px,4px", "star"),
+    Series(DEFAULT, "4px,2px,1px,2px", "hexagon"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +185,16 @@ def domains(n: int, columns: int, height: int) -> dict[str, Any]:
 def marker(status: Status, size: int = 8, opacity: float = 0.9) -> dict[str, Any]:
     """The mark of a fate."""
     return {"color": COLOURS[status], "symbol": SYMBOLS[status], "size": size, "opacity": opacity, "line": {"width": 0.7}}
+
+
+def series(i: int) -> Series:
+    """The look of the i-th of several things of a kind; from the seventh on they begin again."""
+    return SERIES[i % len(SERIES)]
+
+
+def translucent(colour: str, share: float = 0.16) -> str:
+    """A colour that lets through what lies below; the page finds the shade for dark paper by its first six digits."""
+    return f"{colour}{round(255 * share):02x}"
 
 
 def mark_best(drawn: go.Figure, best: TrialRecord | None, goal: Objective, x: object, panel: str = "", legend: bool = True) -> None:
