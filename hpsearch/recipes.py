@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ KNOWN: Mapping[str, Known] = {
     "colour": Known("float", 0.0, 1.0, "strength"),
     "randaugment": Known("float", 0.0, 10.0, "magnitude; 0: off"),
 }
+MODEL = Known("choice")  # under space.model: any networks, by their names
 SPELLINGS = {"color": "colour"}  # read, never written
 CORE = ("learning_rate", "batch_size", "epochs", "weight_decay", "dropout", "frozen_layers")  # searched unless a study fixes them
 ALL = 10_000  # `frozen_layers: all` until the model's blocks are counted
@@ -115,6 +116,28 @@ def defaults_for(model: object) -> Defaults:
     return DEFAULTS if model == EMBEDDED_MODEL else IMAGE_DEFAULTS
 
 
+def catalogued(name: str) -> Known:
+    """What the catalogue says of something that can be searched."""
+    return MODEL if name == "model" else KNOWN[name]
+
+
+def searched_models(values: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """The models under `space.model` of a study's plain values, and its default; none where it does not list names."""
+    space = values.get("space")
+    entry = space.get("model") if isinstance(space, Mapping) else None
+    listed, default = (entry.get("choices", entry.get("value")), entry.get("default")) if isinstance(entry, Mapping) else (entry, None)
+    listed = [listed] if isinstance(listed, str) else listed
+    if not isinstance(listed, Sequence) or not all(isinstance(name, str) for name in listed):
+        return [], None
+    return list(listed), default
+
+
+def default_model(values: Mapping[str, Any]) -> object:
+    """The default recipe's model in a study's plain values."""
+    listed, default = searched_models(values)
+    return values.get("model") or default or next(iter(listed), EMBEDDED_MODEL)
+
+
 def has_effect(name: str, recipe: Mapping[str, Value]) -> bool:
     """Whether a setting has an effect in a recipe, whose omitted settings are at their defaults."""
     conditions = KNOWN[name].when if name in KNOWN else {}
@@ -130,6 +153,10 @@ def known(name: object, where: str, what: str = "hyperparameter") -> str:
     """`name` if the catalogue has it; FixInput with the nearest otherwise."""
     if name in SPELLINGS:
         raise FixInput(f"{where} holds both {name} and {SPELLINGS[str(name)]}, which are one: remove one of them")
+    if name == "model":
+        if where.startswith("space"):
+            return name
+        raise FixInput(f"{where}.model is no setting: write `model:` at the top of the study, or several models under space.model")
     if not isinstance(name, str) or name not in KNOWN:
         raise FixInput(f"unknown {what} '{where}.{name}': {nearest(str(name), KNOWN)}")
     return name
@@ -137,6 +164,10 @@ def known(name: object, where: str, what: str = "hyperparameter") -> str:
 
 def checked(name: str, value: Any, where: str) -> Any:
     """`value` as the type the setting has; FixInput when it is not of its kind and domain."""
+    if name == "model":
+        if not isinstance(value, str) or not value:
+            raise FixInput(f"{where} must be the name of a model, such as resnet18, got {told(value)}")
+        return value
     return chosen(name, value, where) if KNOWN[name].kind == "choice" else number(name, value, where)
 
 

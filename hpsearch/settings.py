@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hpsearch.errors import FixInput
-from hpsearch.recipes import ALL, EMBEDDED_MODEL, SPELLINGS, Defaults, defaults_for, spelled, told
+from hpsearch.recipes import ALL, SPELLINGS, Defaults, default_model, defaults_for, spelled, told
 from hpsearch.space import GOES_WITH
 from hpsearch.yamlfile import parse_yaml
 
@@ -23,7 +23,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         free_name(values, keys)
     spot = values
     for depth, key in enumerate(keys[:-1]):
-        fallback = default_section(keys[: depth + 1], defaults_for(values.get("model", EMBEDDED_MODEL)))
+        fallback = default_section(keys[: depth + 1], defaults_for(default_model(values)))
         child = spot.get(key)
         if child is None:
             child = spot[key] = fallback

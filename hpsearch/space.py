@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.recipes import ALL, CORE, DEFAULTS, KNOWN, Defaults, checked, known, spelled, told
+from hpsearch.recipes import ALL, CORE, DEFAULTS, EMBEDDED_MODEL, KNOWN, Defaults, catalogued, checked, known, spelled, told
 from hpsearch.types import Params, Value
 
 Kind = Literal["float", "int", "choice", "fixed"]
@@ -80,6 +80,9 @@ def parse_space(entries: Mapping[str, Any], defaults: Defaults = DEFAULTS, recip
         for name in section:
             with noted(problems):
                 known(name, where, what)
+    if "model" in entries:
+        with noted(problems):
+            space.append(parse_model(entries["model"], defaults))
     for name in KNOWN:
         if name in entries and name in recipe:
             problems.append(f"{name} is both searched and fixed: remove space.{name} or recipe.{name}")
@@ -93,7 +96,8 @@ def parse_space(entries: Mapping[str, Any], defaults: Defaults = DEFAULTS, recip
                 space.append(parse_parameter(name, entries.get(name, defaults[name]), defaults))
     if not problems:
         with noted(problems):
-            return connect(tuple(space), {name: fixed.get(name, defaults[name]["default"]) for name in KNOWN if name not in CORE})
+            others = {name: fixed.get(name, defaults[name]["default"]) for name in KNOWN if name not in CORE}
+            return connect(tuple(space), others | {"model": defaults.get("model", {}).get("default", EMBEDDED_MODEL)})
     raise FixInput("\n".join(problems))
 
 
@@ -104,6 +108,14 @@ def noted(problems: list[str]) -> Iterator[None]:
         yield
     except FixInput as error:
         problems += str(error).splitlines()
+
+
+def parse_model(entry: Any, defaults: Defaults) -> Parameter:
+    """The models that are searched."""
+    p = parse_parameter("model", entry, {"model": {"default": EMBEDDED_MODEL}, **defaults})
+    if p.when:
+        raise FixInput("space.model takes no `when`: every trial has a model; put a condition on what is for some models only")
+    return p
 
 
 def parse_parameter(name: str, entry: Any, defaults: Defaults = DEFAULTS) -> Parameter:
@@ -160,8 +172,8 @@ def parse_choices(name: str, entry: Mapping[str, Any], where: str, fallback: Any
 
 def parse_range(name: str, entry: Mapping[str, Any], where: str, fallback: Any) -> Parameter:
     """A hyperparameter between `low` and `high`."""
-    if KNOWN[name].kind == "choice":
-        raise FixInput(f"{where} is one of {', '.join(KNOWN[name].choices)}: give choices instead of low and high")
+    if catalogued(name).kind == "choice":
+        raise FixInput(f"{where} is one of {', '.join(catalogued(name).choices) or 'several names'}: give choices instead of low and high")
     if "low" not in entry or "high" not in entry:
         raise FixInput(f"{where} needs both low and high")
     low, high = (checked(name, entry[key], f"{where}.{key}") for key in ("low", "high"))
@@ -244,7 +256,7 @@ def connect(space: Space, fixed: Params) -> Space:
         with noted(problems):
             done[p.name] = settled(p, done, fixed)
     for name in fixed:
-        for parent, values in KNOWN[name].when.items():
+        for parent, values in catalogued(name).when.items():
             possible = offered(parent, done, fixed)
             if name not in done and fixed[name] != DEFAULTS[name]["default"] and not set(values) & set(possible):
                 problems.append(idle(f"recipe.{name}", parent, values, possible))
@@ -276,7 +288,7 @@ def parents_first(space: Space) -> Space:
 def merged(p: Parameter) -> Parameter:
     """A parameter with its own conditions narrowed by those that the catalogue has for it."""
     when = dict(p.when)
-    for parent, values in KNOWN[p.name].when.items():
+    for parent, values in catalogued(p.name).when.items():
         when[parent] = tuple(v for v in when.get(parent, values) if v in values)
         if not when[parent]:
             raise FixInput(f"space.{p.name}.when.{parent}: {p.name} is used only beside {either(values)}")
@@ -291,7 +303,7 @@ def settled(p: Parameter, parents: Mapping[str, Parameter], fixed: Params) -> Pa
         q = parents.get(parent)
         if q is not None and q.kind == "float":
             raise FixInput(f"space.{p.name}.when.{parent}: conditions go by choices and whole numbers, and {parent} is a range")
-        built_in = parent in KNOWN[p.name].when
+        built_in = parent in catalogued(p.name).when
         met = tuple(v for v in values if (q.contains(v) if q is not None else v in possible))
         if not met and (built_in or q is None or q.kind == "fixed"):
             raise FixInput(idle(f"space.{p.name}", parent, values, possible))

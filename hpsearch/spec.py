@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpsearch.errors import FixInput, nearest
-from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, spelled, told
+from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, searched_models, spelled, told
 from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
 from hpsearch.settings import HEADS, apply_setting
 from hpsearch.space import Parameter, Space, bind_blocks, bind_condition, grid_size, parse_space
@@ -252,6 +252,30 @@ class StudySpec(Part):
             usual.pop("test", None)  # all that are left
         return {**values, "split": {**usual, **(split or {})}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def settle_model(cls, values: Any) -> Any:
+        """Take the default recipe's model from those that are searched; one alone is not searched."""
+        listed, default = searched_models(values) if isinstance(values, Mapping) else ([], None)
+        if not listed:
+            return values
+        given = values.get("model")
+        if given is not None and given not in listed:
+            raise ValueError(f"the model {told(given)} is not among space.model {listed}: add it there, or leave one of the two out")
+        if None not in (given, default) and given != default:
+            raise ValueError(f"the default recipe has one model: model is {told(given)}, space.model.default {told(default)}; remove one")
+        space, entry = dict(values["space"]), values["space"]["model"]
+        if len(listed) == 1 and default in (None, *listed) and not (isinstance(entry, Mapping) and "when" in entry):
+            del space["model"]
+        return {**values, "model": given or default or listed[0], "space": space}
+
+    @model_validator(mode="after")
+    def weights_of_all(self) -> StudySpec:
+        """Refuse weights of one model for several."""
+        if len(self.models) > 1 and self.weights.lower() not in ("default", "none"):
+            raise ValueError(f"weights: {self.weights} are of one model, and space.model has several: take DEFAULT or none, or one model")
+        return self
+
     @model_validator(mode="after")
     def one_confirmation(self) -> StudySpec:
         """Refuse two ways of confirming in one study."""
@@ -260,13 +284,18 @@ class StudySpec(Part):
         return self
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What trials train, the default recipe's model first."""
+        return (self.model, *(name for name in searched_models({"space": self.space})[0] if name != self.model))
+
+    @property
     def repeats(self) -> RepeatSpec | None:
         """How the best configurations are confirmed, if at all."""
         return self.confirm or self.cv
 
     def defaults(self) -> Defaults:
         """What omitted hyperparameters get."""
-        return defaults_for(self.model)
+        return {**defaults_for(self.model), "model": {"default": self.model}}
 
     def parameters(self) -> Space:
         """The parsed search space."""
@@ -291,11 +320,14 @@ class StudySpec(Part):
         deepest = max(int(str(value)) for value in (*frozen.choices, *frozen.grid, int(frozen.high)))
         if deepest > blocks:
             where = "recipe.frozen_layers is" if "frozen_layers" in self.recipe else "space.frozen_layers goes up to"
-            raise FixInput(f"{where} {deepest}, but {self.model} has {blocks} blocks before its head; lower it, or write `all`")
+            model = self.model if len(self.models) == 1 else "the deepest of its models"
+            raise FixInput(f"{where} {deepest}, but {model} has {blocks} blocks before its head; lower it, or write `all`")
         return spec
 
     def study_name(self) -> str:
         """The study's name; without one given, made of its data and, unless it is the embedded one, its model."""
+        if len(self.models) > 1:
+            return self.name or self.name_after(f"{Path(self.data).name}-{len(self.models)}-models")
         return self.name or self.name_after(self.data if self.model == EMBEDDED_MODEL else f"{Path(self.data).name}-{self.model}")
 
     def name_after(self, path: str) -> str:
@@ -353,7 +385,7 @@ def load_spec(path: Path | None = None, settings: Iterable[str] = (), flags: Map
     for key in ("data", "model"):  # defaults of other keys depend on them
         if (flags or {}).get(key) is not None:
             values[key] = (flags or {})[key]
-    for setting in settings:
+    for setting in sorted(settings, key=lambda text: not text.startswith(("model=", "space.model"))):
         apply_setting(values, setting)
     for key, value in (flags or {}).items():
         if value is None:
