@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpsearch.errors import FixInput
-from hpsearch.recipes import checked
+from hpsearch.recipes import KNOWN, checked
 from hpsearch.space import Parameter, Space
 from hpsearch.types import Params, Value
 
@@ -53,6 +53,8 @@ def taken(p: Parameter, value: Value) -> Value:
 
 def normal(p: Parameter, value: Value) -> Value:
     """The value as the type that the parameter has; None for what is not of its kind."""
+    if p.name not in KNOWN:
+        return value
     try:
         checked_value: Value = checked(p.name, value, p.name)
     except FixInput:

@@ -77,8 +77,8 @@ def best_of(stored: StoredStudy, objective: str, top: int) -> Source:
 
 
 def whole(stored: StoredStudy, params: Params) -> Params:
-    """A trial's configuration with what its study fixed, without what has no effect beside it; all blocks are called so."""
-    given = {**stored.spec.get("recipe", {}), **params}
+    """A trial's configuration with its model and what its study fixed, without what has no effect; all blocks are called so."""
+    given = {"model": stored.spec.get("model"), **stored.spec.get("recipe", {}), **params}
     given = {name: value for name, value in given.items() if has_effect(name, given)}
     return given | ({"frozen_layers": "all"} if given.get("frozen_layers") == stored.facts.get("blocks") else {})
 
@@ -133,8 +133,9 @@ def head_start(spec: StudySpec, source: Source | None, blocks: int) -> HeadStart
 
 
 def fitted(given: Mapping[str, Any], space: Space, fixed: Params, blocks: int) -> tuple[dict[str, Value], tuple[Remark, ...]]:
-    """A configuration of the space, and what could not be taken; what the study fixes at the same value needs no word."""
+    """A configuration of the space, and what could not be taken; another model, and what the study fixes alike, need no word."""
     names = {p.name for p in space}
+    fixed = {**fixed, "model": given.get("model")}
     bound = {name: bind_blocks(value, blocks) if name == "frozen_layers" else value for name, value in given.items()}
     return fit({name: value for name, value in bound.items() if name in names or fixed.get(name) != value}, space)
 
