@@ -104,7 +104,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             f"name a model for {spec.data}, such as --model resnet50 (`hpsearch model` lists all): the embedded {EMBEDDED_MODEL} knows "
             f"16-pixel glyphs only; to use it all the same, say --model {EMBEDDED_MODEL}"
         )
-    check_names(spec.model, spec.weights)
+    for model in spec.models:
+        check_names(model, spec.weights)
     source = None
     if spec.warm_start:  # found before anything is created
         from hpsearch.search.headstart import find_source
@@ -112,7 +113,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
         source = find_source(where.storage, spec)
     workers = crew(spec.workers, spec.threads)
     say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
-    preload = PRELOAD if spec.model == EMBEDDED_MODEL else (*PRELOAD, "torchvision")
+    preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
     executor = ProcessExecutor(None, workers, spec.threads, preload)  # torch loads while Optuna does
     from hpsearch.search.store import check_storage, open_storage
 
@@ -143,7 +144,9 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
                         same_inputs(name, known, prepared)
-                        found = {"index": prepared.index, "weights_digest": prepared.weights_digest}
+                        found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
+                        if len(spec.models) > 1:
+                            found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}
                         config = spec.resolved() | {"folder": str(folder), "workers": workers} | found
                         executor.ref = KernelRef(KERNEL, config)
                     loop = Orchestrator(
@@ -171,13 +174,14 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 
 def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
     """What a worker found in an earlier session of the study; nothing for a new one, or one with another model."""
+    from hpsearch.finetune.names import choices_of
     from hpsearch.search.catalog import read_study
 
     try:
         stored = read_study(storage, spec.study_name())
     except NotFound:
         return {}
-    return stored.facts if stored.spec.get("model") == spec.model else {}
+    return stored.facts if stored.spec and choices_of(stored.spec) == spec.models else {}
 
 
 def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
@@ -198,7 +202,8 @@ def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
     embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
     warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
     slow = f"Model: {prepared.unshared}, so every step computes its frozen blocks anew"
-    return ([] if embedded else [f"W{prepared.weights[1:]}"]) + ([slow] if prepared.unshared else []) + warnings
+    loaded = [f"{name}: {model['weights']}" for name, model in prepared.models.items()] or [f"W{prepared.weights[1:]}"]
+    return ([] if embedded and not prepared.models else loaded) + ([slow] if prepared.unshared else []) + warnings
 
 
 def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
@@ -223,7 +228,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
         report = write_report(storage, stored, where)
-    proof, proven = write_proof(stored, where.runs(stored.name)) if wanted(stored) else (None, None)
+    proof, proven = write_proof(stored, where.runs(stored.name)) if wanted(stored) or stored.openings else (None, None)
     resolved = where.runs(stored.name) / "spec.json"
     resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
     best = best_record(stored.records)
@@ -293,9 +298,9 @@ def show(where: Place, name: str | None) -> StoredStudy:
 
 
 def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
-    """A study and its best trial; NotFound when none is complete."""
+    """A study and its winner; NotFound when no trial is complete."""
     stored = show(where, name)
-    record = best_record(stored.records)
+    record = winner_of(stored)
     if record is None:
         raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
     return stored, record
@@ -351,9 +356,9 @@ def check(spec: StudySpec, with_model: bool, say: Say = say_nothing, page: Path 
     from hpsearch.finetune.names import check_names
     from hpsearch.finetune.prepare import prepare as prepare_here
 
-    if with_model:
-        check_names(spec.model, spec.weights)
-    config = spec.resolved() | ({} if with_model else {"model": None})
+    for model in spec.models if with_model else ():
+        check_names(model, spec.weights)
+    config = spec.resolved() | {"model": spec.model if with_model else None, "space": {}}  # one model's view is enough
     report = prepare_here(config, say, need_weights=False).report
     if page is not None:
         from hpsearch.report.page import write_data_page

@@ -212,14 +212,20 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     """Print a study's best configuration and its weights."""
     from hpsearch import actions
     from hpsearch.diagnosis import diagnose
+    from hpsearch.proof import proof_of
+    from hpsearch.summary import confirmed, tested
     from hpsearch.terminal import score
 
     found, record = actions.best(located(storage, track=False), study)
+    proof = proof_of(found)
     if as_json:
-        click.echo(json.dumps(actions.record_json(record) | {"diagnosis": diagnose(record)}, indent=2))
+        more = {"diagnosis": diagnose(record), "proof": asdict(proof)}
+        click.echo(json.dumps(actions.record_json(record) | more, indent=2))
         return
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
     click.echo(f"  {diagnose(record)}")
+    for line in (*confirmed(proof, record.objective), *tested(proof)):
+        click.echo(f"  {line}" if line else "")
     for key, value in record.params.items():
         click.echo(f"  {key}: {value}")
     for line in class_lines(record, found.facts.get("classes", ())):
@@ -276,6 +282,28 @@ def export(study: str | None, output: Path, trial: int | None, force: bool, unca
     with Steps(Console(stderr=True)) as steps:
         done = delivery.export(located(storage, track=False), study, output, trial, force, not uncalibrated, steps.say)
     click.echo(json.dumps(asdict(done), indent=2) if as_json else "\n".join(export_lines(done)))
+
+
+@main.command("test")
+@click.argument("study", required=False)
+@click.option("--trial", type=int, metavar="N", help="another trial than the winner, if its weights are still there")
+@click.option("--again", is_flag=True, help="look again, for another trial than before; it is recorded and shown")
+@stored
+@guarded
+def test_(study: str | None, trial: int | None, again: bool, storage: str | None, as_json: bool) -> None:
+    """Measure a study's winner on the test images, once.
+
+    That the test images were looked at, when, and for which trial is recorded with the study, and shown in its report. With
+    `confirm` or `cv` a study does this by itself at its end.
+    """
+    from rich.console import Console
+
+    from hpsearch import delivery
+    from hpsearch.printing import Steps, opening_lines
+
+    with Steps(Console(stderr=True)) as steps:
+        opening = delivery.open_test(located(storage, track=False), study, trial, again, steps.say)
+    click.echo(json.dumps(asdict(opening), indent=2) if as_json else "\n".join(opening_lines(opening)))
 
 
 @main.command()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.actions import Place, show
 from hpsearch.errors import FixInput, FixSetup, NotFound
-from hpsearch.types import Say, Status, StoredStudy, TrialRecord, best_record, say_nothing
+from hpsearch.proof import winner_of
+from hpsearch.proving import remember
+from hpsearch.types import Judged, Say, Status, StoredStudy, TrialRecord, say_nothing
 
 if TYPE_CHECKING:
     from hpsearch.finetune.export import Exported
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 def export(
     where: Place, name: str | None, out: Path, trial: int | None = None, force: bool = False, with_data: bool = True, say: Say = say_nothing
 ) -> Exported:
-    """Write the best complete trial's model, or that of `trial`, into the folder `out`; see `finetune.export`.
+    """Write the model of the study's winner, or that of `trial`, into the folder `out`; see `finetune.export`.
 
     Raises NotFound without such a trial, FixSetup when its weights are gone, FixInput when `out` is taken or the data has changed.
     """
@@ -34,7 +38,7 @@ def export(
     winner = Winner(
         study=stored.name,
         spec=stored.spec,
-        facts=stored.facts,
+        facts={**stored.facts, **stored.facts.get("models", {}).get(str(record.params.get("model")), {})},
         record=record,
         default=default,
         counts={status: n for status, n in counts.items() if n},
@@ -46,7 +50,7 @@ def export(
 
 def chosen(stored: StoredStudy, number: int | None) -> TrialRecord:
     """The trial to export; NotFound when there is none, or it is not complete."""
-    best = best_record(stored.records)
+    best = winner_of(stored)
     if best is None:
         raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
     if number is None:
@@ -70,7 +74,7 @@ def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
     for path in (written, here):
         if path.is_file():
             return path
-    best = best_record(stored.records)
+    best = winner_of(stored)
     if best is not None and best.number != record.number:
         raise FixSetup(
             f"the weights of trial {record.number} are deleted: only those of the best trial are kept. Leave out --trial to export "
@@ -80,6 +84,51 @@ def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
         f"the weights of trial {record.number} are not at {written}: if the study was run on another machine, export there or bring the "
         f"file to {here}; if they were deleted, run the study anew under another --name"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A look at a study's test images."""
+
+    study: str
+    trial: int
+    times: int  # they have been looked at, this time included
+    new: bool  # whether this time is one of them: what was seen of a trial before is told without looking again
+    judged: Judged
+
+
+def open_test(where: Place, name: str | None, trial: int | None = None, again: bool = False, say: Say = say_nothing) -> Opening:
+    """Measure the winner's model, or that of `trial`, on the test images, and record that they were looked at.
+
+    Raises FixInput when they were looked at for another trial, unless `again` says to do it all the same; NotFound and FixSetup as
+    `export` does.
+    """
+    stored = show(where, name)
+    record = chosen(stored, trial)
+    times, label = len(stored.openings), f"trial-{record.number:04d}"
+    for opening in reversed(stored.openings):
+        if opening["trial"] == record.number:
+            judged = next(Judged.from_json(j) for j in opening["judged"] if j["name"] == label)
+            return Opening(stored.name, record.number, times, False, judged)
+    if stored.openings and not again:
+        last = stored.openings[-1]
+        when = f"{datetime.fromtimestamp(last['at']):%Y-%m-%d %H:%M}"
+        raise FixInput(
+            f"the test images of '{stored.name}' have been looked at already ({when}, trial {last['trial']}). Who looks again for another "
+            "trial begins to choose by them, and what they say is no longer news: add --again to do it all the same; it is recorded"
+        )
+    weights = checkpoint(where, stored, record)
+    say("Loading torch", 0, 0)
+    from hpsearch.finetune.judge import judge
+    from hpsearch.finetune.prepare import prepare
+    from hpsearch.search.store import opened
+
+    config = {**stored.spec, "folder": str(where.runs(stored.name))}
+    prepared = prepare(config, say, need_weights=False)
+    verdict = judge({**config, "index": prepared.index, "checkpoints": [(label, str(weights))], "judge_split": "test"}, say)
+    with opened(where.storage) as storage:
+        times = remember(storage, stored, record, verdict)
+    return Opening(stored.name, record.number, times, True, verdict.judged[0])
 
 
 def predict(folder: Path, images: Sequence[Path], top: int, device: str, say: Say = say_nothing) -> list[Prediction]:

@@ -18,6 +18,7 @@ from hpsearch.finetune.printable import escaped
 from hpsearch.types import DataReport, Example, Finding
 
 if TYPE_CHECKING:
+    from hpsearch.delivery import Opening
     from hpsearch.finetune.export import Exported
     from hpsearch.finetune.predict import Prediction
 
@@ -155,3 +156,18 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}"
         number /= 1000
     return f"{number:.1f} GB"
+
+
+def opening_lines(opening: Opening) -> list[str]:
+    """What was seen of the test images."""
+    judged = opening.judged
+    lines = [f"{opening.study}: trial {opening.trial} on {judged.images:,} test images: loss {judged.loss:.4f} nats"]
+    lines += [f"  {key:<18}{100 * value:5.1f} %" for key, value in judged.metrics.items()]
+    if judged.forgetting is not None:
+        lost = judged.forgetting
+        lines.append(f"  On {lost.task} its accuracy went from {100 * lost.before:.1f} % to {100 * lost.after:.1f} %.")
+    if not opening.new:
+        lines.append("These are the numbers of the first look; nothing was measured again.")
+    elif opening.times > 1:
+        lines.append(f"The test images have been looked at {opening.times} times now; the report says so.")
+    return lines

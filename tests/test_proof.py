@@ -121,7 +121,7 @@ def test_while_confirmations_are_missing_the_best_trial_stands():
     half = replace(whole, runs=whole.runs[:7])
     assert winner_of(half).number == 1
     assert not proof_of(half).confirmed
-    title, missing = outstanding(half)
+    _, missing = outstanding(half)
     assert [t.setup.name for t in missing] == [r.setup.name for r in whole.runs[7:]]
     assert {t.number for t in missing}.isdisjoint(r.number for r in half.runs)
 

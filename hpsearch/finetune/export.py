@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hpsearch import __version__
 from hpsearch.errors import FixInput, FixSetup, HpsearchError
-from hpsearch.finetune import architectures, models, standalone, zoo
+from hpsearch.finetune import architectures, models, standalone, state, zoo
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.calibrate import Calibration, calibrate
 from hpsearch.finetune.card import Winner, card
 from hpsearch.finetune.data import Data, Split
 from hpsearch.finetune.images import Preprocessing
-from hpsearch.finetune.names import is_own
+from hpsearch.finetune.names import choices_of, is_own
 from hpsearch.finetune.own import own_model
 from hpsearch.finetune.prepare import prepare
 from hpsearch.machine import usable_cores
@@ -34,7 +34,6 @@ from hpsearch.types import OBJECTIVES, Say
 FORMAT = 1  # of config.json
 WEIGHTS, CONFIG, CARD, SCRIPT = FILES = ("model.safetensors", "config.json", "README.md", "predict.py")
 PIXELS = 2**20  # of one batch
-INDEX = "split.npz"  # in a study's folder
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,11 @@ def export(winner: Winner, out: Path, force: bool, with_data: bool, say: Say) ->
 def read_about(winner: Winner) -> dict[str, Any]:
     """What the kernel wrote into the checkpoint beside the weights; FixSetup when it is gone or of another trial."""
     path, record = winner.checkpoint, winner.record
-    try:
-        with safe_open(path, "pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})["hpsearch"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FixSetup(f"{path} is no checkpoint of hpsearch ({error}): bring back the file that the study wrote") from None
-    if (about["trial"], about["val_loss"]) != (record.number, record.val_loss):
+    about = state.read_about(path)
+    logged = record.val_loss if record.val_loss is not None else math.nan
+    # Trained again on a GPU, a trial may differ in the last bits.
+    near = about.get("again", False) and abs(about["val_loss"] - logged) <= winner.tolerance * (1 + logged)
+    if about["trial"] != record.number or not (about["val_loss"] == logged or near):
         raise FixSetup(
             f"{path} holds trial {about['trial']} with val_loss {about['val_loss']}, and the study knows trial {record.number} with "
             f"{record.val_loss}: another study of this name has written there since. Bring back its file, or run the study anew"
@@ -177,12 +175,12 @@ def validation(winner: Winner, about: Mapping[str, Any], say: Say) -> Data:
         data = datasets.embedded(preprocessing(about), about["split"], about["seed"])
     else:
         try:
-            data = datasets.from_index(winner.folder / INDEX)
+            data = datasets.from_index(winner.folder / datasets.index_name(about["model"], len(choices_of(winner.spec))))
         except (OSError, ValueError, KeyError):  # another study's folder, or the cache was cleared
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     prepared = prepare({**winner.spec, "folder": folder}, say, need_weights=False)
-                    data = datasets.from_index(Path(prepared.index))
+                    data = datasets.from_index(Path(prepared.indexes.get(about["model"], prepared.index)))
                 except (HpsearchError, OSError) as error:
                     raise FixInput(
                         f"the validation images are needed for calibration, and the data is not as it was ({error}): {remedy}"

@@ -340,7 +340,9 @@ class FineTuneKernel:
             r = self.resident()
             about = {key: self.config[key] for key in ("model", "weights", "data", "split", "seed", "objective")}
             about |= {"classes": list(r.data.classes), "preprocessing": asdict(r.preprocessing), "data_digest": r.data.digest}
+            about |= {"again": True} if trial.origin == "winner" else {}
             about |= {"trial": beside.identity(trial), "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
+            about |= {"scratch": trial.setup is not None and trial.setup.scratch, "fold": self.config.get("fold")}
             save_tensors({**initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
             checkpoint = str(path)
         elif folder is not None and self.config["pruner"]["name"] == "halving":
