@@ -306,6 +306,8 @@ class Prepared:
     weights: str  # which weights were loaded, and what of them did not fit
     weights_digest: str = ""  # of the state that every trial starts from
     unshared: str = ""  # why what frozen blocks put out cannot be shared by trials, if so
+    indexes: Mapping[str, str] = field(default_factory=dict)  # by model, of a study with several; blocks are then those of the deepest
+    models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # parameters, blocks, image_size, weights of each
 
 
 # ---------------------------------------------------------------- what the orchestrator saw

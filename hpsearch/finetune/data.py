@@ -66,6 +66,11 @@ def from_index(path: Path) -> Data:
         return Data(tuple(map(str, index["classes"])), **parts, digest=str(index["digest"]), groups=groups)
 
 
+def index_name(model: str | None, models: int) -> str:
+    """The file in a study's folder that `from_index` reads, for one of its models."""
+    return "split.npz" if model is None or models < 2 else f"split-{model.replace(':', '-')}.npz"
+
+
 def mapped(path: Path, shape: tuple[int, ...]) -> Tensor:
     """Images in a file as a tensor that must not be written to.
 

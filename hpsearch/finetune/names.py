@@ -29,7 +29,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # of weights files
 
 def choices_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The models of a resolved study, the default recipe's first."""
-    searched = config.get("space", {}).get("model", {}).get("choices", ())
+    searched = (config.get("space", {}).get("model") or {}).get("choices", ())
     return (config["model"], *(name for name in searched if name != config["model"]))
 
 

@@ -20,12 +20,13 @@ from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune import checks, models, zoo
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.names import choices_of
 from hpsearch.finetune.neighbours import Copies, Votes, find_copies, vote
 from hpsearch.finetune.pixels import cache_folder, decode_all
 from hpsearch.finetune.sources import open_source
 from hpsearch.machine import usable_cores
 from hpsearch.seeds import seed_for
-from hpsearch.types import DataReport, Finding, Prepared, Say, say_nothing
+from hpsearch.types import DataReport, Finding, Prepared, Say, Value, say_nothing
 
 LABEL_SECONDS = 30.0  # how long features for the label check may take; images beyond that are not judged
 FEW = 20  # images below which neighbours say nothing
@@ -72,28 +73,23 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
 
     The folder gets the index from which workers read, unless the data is embedded. `model` may be None: the data alone is
     checked. Nothing is refused here: what the report calls an error is the caller's to raise. Raises FixInput or FixSetup for
-    what is no data or no model at all, and for weights out of reach unless they are not needed.
+    what is no data or no model at all, and for weights out of reach unless they are not needed. Of several models each gets pixels of
+    its own; the data is divided and checked with those of the default recipe's.
     """
     torch.set_num_threads(max(1, usable_cores() // 2))  # others are starting on the same cores
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = config["model"]
     overrides = config.get("preprocess")
     pre = zoo.changed(zoo.RGB, overrides) if name is None else models.preprocessing(name, config["weights"], overrides)
-    loaded = load_digits(pre) if config["data"] == "digits" else load_images(config, pre, say)
+    loaded = load(config, pre, say)
     if len(loaded.labels) == 0:
         raise FixInput(f"none of the {len(loaded.bad):,} images in {config['data']} can be used: {told(loaded.bad)}")
     copies = remembered_copies(loaded, device, say)
     parts, problem = divided(loaded, copies, config)
-    built, missing = None, ""
-    if name is not None:
-        say(f"Loading {name}", 0, 0)
-        try:
-            seed = seed_for(config["seed"], 0, "head")
-            built = models.build(name, len(loaded.classes), config["weights"], seed, overrides, lambda text: say(text, 0, 0))
-        except FixSetup as error:
-            if need_weights:
-                raise
-            missing = str(error)
+    if config.get("cv") and config.get("folder") and problem is None:
+        held = np.concatenate([parts["train"], parts["val"]])
+        datasets.check_folds(loaded.labels[held], loaded.classes, config["cv"]["times"], copies.groups[held])
+    built, missing = (None, "") if name is None else build(name, config, loaded, need_weights, say)
     asked = [config.get(k) for k in ("data", "model", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
     weights = digest_tensors(built.initial) if built else ""
     seen = [loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes]
@@ -102,21 +98,104 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
     report = remembered(
         cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, missing, pre, device, say)
     )
-    index, digest = "", ""
-    if problem is None:
-        digest = datasets.data_digest(loaded.content, loaded.labels, parts, loaded.classes)
-        if loaded.file is not None and config.get("folder"):
-            index = str(Path(config["folder"]) / "split.npz")
-            shape, rows = loaded.images.array.shape, {name: loaded.images.rows[part] for name, part in parts.items()}
-            labels = {name: loaded.labels[part] for name, part in parts.items()}
-            groups = np.concatenate([copies.groups[parts[name]] for name in ("train", "val")])
-            datasets.save_index(Path(index), loaded.file, shape, loaded.classes, rows, labels, digest, groups)
+    names = choices_of(config) if name is not None else ()
+    index, digest = ("", "") if problem else indexed(config, datasets.index_name(name, len(names)), loaded, copies, parts)
     if built is None:
         return Prepared(0, report, index, digest, "")
-    return Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), weights, built.model.reason)
+    first = Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), weights, built.model.reason)
+    if len(names) < 2 or report.refused:
+        return first
+    each = {names[0]: replace(first, models={names[0]: described(built)})}
+    for other in names[1:]:
+        each[other] = another(other, config, loaded, copies, parts, report, need_weights, say)
+    return together(each)
+
+
+def build(name: str, config: Mapping[str, Any], loaded: Loaded, need_weights: bool, say: Say) -> tuple[models.Built | None, str]:
+    """A model with its weights, or why they cannot be had where they are not needed."""
+    say(f"Loading {name}", 0, 0)
+    try:
+        seed = seed_for(config["seed"], 0, "head")
+        classes, overrides = len(loaded.classes), config.get("preprocess")
+        return models.build(name, classes, config["weights"], seed, overrides, lambda text: say(text, 0, 0)), ""
+    except FixSetup as error:
+        if need_weights:
+            raise
+        return None, str(error)
+
+
+def indexed(config: Mapping[str, Any], name: str, loaded: Loaded, copies: Copies, parts: Mapping[str, np.ndarray]) -> tuple[str, str]:
+    """The index of a model's images in the study's folder, "" for the embedded ones; and the digest of images, labels and splits."""
+    digest = datasets.data_digest(loaded.content, loaded.labels, parts, loaded.classes)
+    if loaded.file is None or not config.get("folder"):
+        return "", digest
+    index = Path(config["folder"]) / name
+    shape, rows = loaded.images.array.shape, {name: loaded.images.rows[part] for name, part in parts.items()}
+    labels = {name: loaded.labels[part] for name, part in parts.items()}
+    groups = np.concatenate([copies.groups[parts[name]] for name in ("train", "val")])
+    datasets.save_index(index, loaded.file, shape, loaded.classes, rows, labels, digest, groups)
+    return str(index), digest
+
+
+# ---------------------------------------------------------------- further models
+
+
+def another(
+    name: str,
+    config: Mapping[str, Any],
+    first: Loaded,
+    copies: Copies,
+    parts: Mapping[str, np.ndarray],
+    report: DataReport,
+    need_weights: bool,
+    say: Say,
+) -> Prepared:
+    """A further model on the same division of the same images; FixInput when it has not the same."""
+    loaded = load(config, models.preprocessing(name, config["weights"], config.get("preprocess")), say)
+    if (loaded.names, loaded.classes, loaded.labels.tolist()) != (first.names, first.classes, first.labels.tolist()):
+        raise FixInput(
+            f"of {config['data']} {name} can use other images than {config['model']}, so their trials could not be compared: remove the "
+            f"files that cannot be used ({told([*first.bad, *loaded.bad])}), or leave {name} out of space.model"
+        )
+    index, digest = indexed(config, datasets.index_name(name, 2), loaded, copies, parts)
+    built, _ = build(name, config, loaded, need_weights, say)
+    if built is None:
+        return Prepared(0, report, index, digest, "")
+    weights = digest_tensors(built.initial)
+    blocks, reason = len(built.model.blocks), built.model.reason
+    return Prepared(blocks, report, index, digest, built.matched.text(), weights, reason, models={name: described(built)})
+
+
+def described(built: models.Built) -> dict[str, Value]:
+    """What a study of several models says of one."""
+    return {
+        "parameters": sum(p.numel() for p in built.model.parameters()),
+        "blocks": len(built.model.blocks),
+        "image_size": built.preprocessing.size,
+        "weights": built.matched.text(),
+    }
+
+
+def together(each: Mapping[str, Prepared]) -> Prepared:
+    """What several models come to; the first is the default recipe's."""
+    first = next(iter(each.values()))
+    return replace(
+        first,
+        blocks=max(one.blocks for one in each.values()),
+        digest=digest_of(*(one.digest for one in each.values())),
+        weights_digest=digest_of(*(one.weights_digest for one in each.values())),
+        unshared="; ".join(f"{name}: {one.unshared}" for name, one in each.items() if one.unshared),
+        indexes={name: one.index for name, one in each.items()},
+        models={name: about for one in each.values() for name, about in one.models.items()},
+    )
 
 
 # ---------------------------------------------------------------- loading
+
+
+def load(config: Mapping[str, Any], pre: Preprocessing, say: Say) -> Loaded:
+    """A study's images at the size that a model wants."""
+    return load_digits(pre) if config["data"] == "digits" else load_images(config, pre, say)
 
 
 def load_digits(pre: Preprocessing) -> Loaded:
