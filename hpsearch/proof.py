@@ -161,7 +161,7 @@ def confirmation(record: TrialRecord, repetition: Repetition) -> Trial:
 
 def again(record: TrialRecord) -> Trial:
     """A trial once more exactly as it was, to have its weights."""
-    return Trial(-1, record.params, origin="winner", setup=Setup(f"trial-{record.number:04d}", record.number, record.number))
+    return Trial(-1, record.params, origin="winner", setup=Setup(f"again-{record.number:04d}", record.number, record.number))
 
 
 def rates(study: StoredStudy) -> list[Trial]:

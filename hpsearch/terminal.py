@@ -257,7 +257,7 @@ class LiveTable:
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
         for title in ("trial", "state", "epoch", "val_loss", "acc %", *columns()):
             table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
-        for number, (trial, progress) in sorted(self.board.running.items()):
+        for _, (trial, progress) in sorted(self.board.running.items()):
             at = f"{progress.epoch if progress else 0}/{trial.params.get('epochs', '?')}"
             loss = f"{progress.val_loss:.4f}" if progress else ""
             accuracy = percent(progress.metrics) if progress else ""

@@ -236,7 +236,7 @@ def test_a_longer_search_confirms_only_what_is_new():
 def test_the_winner_again_is_the_trial_itself():
     record = study().records[4]
     trial = again(record)
-    assert (trial.setup.name, trial.setup.like, trial.setup.seed, trial.params) == ("trial-0004", 4, None, record.params)
+    assert (trial.setup.name, trial.setup.like, trial.setup.seed, trial.params) == ("again-0004", 4, None, record.params)
 
 
 def judged(name, accuracy):

@@ -80,7 +80,7 @@ def test_mlflow_has_the_runs_by_name_and_the_proofs_numbers(done):
     names = {run.info.run_name: run for run in runs}
     assert len(runs) == len(names) == 1 + len(study.records) + len(study.runs)
     for run in study.runs:
-        mirrored = names[run.setup.name if run.origin != "winner" else run.setup.name]
+        mirrored = names[run.setup.name]
         assert mirrored.info.status == "FINISHED"
         assert mirrored.data.tags["hpsearch.kind"] == run.origin
         assert mirrored.data.metrics["best_val_loss"] == pytest.approx(run.val_loss)

@@ -31,7 +31,9 @@ def identity(trial: Trial) -> int:
 
 def stem(trial: Trial) -> str:
     """What the trial's files are called."""
-    return f"trial-{trial.number:04d}" if trial.setup is None else trial.setup.name
+    if trial.setup is None or trial.origin == "winner":
+        return f"trial-{identity(trial):04d}"
+    return trial.setup.name
 
 
 def start(

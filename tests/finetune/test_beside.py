@@ -17,8 +17,8 @@ def kernel(tmp_path):
     return make(tmp_path)
 
 
-def run(kernel, setup, number=-1, **params):
-    trial = Trial(number, {**PARAMS, "epochs": 3, **params}, setup=setup)
+def run(kernel, setup, number=-1, origin="reference", **params):
+    trial = Trial(number, {**PARAMS, "epochs": 3, **params}, origin=origin, setup=setup)
     *progress, outcome = [item for step in kernel.session(Job(0, (trial,))) for item in step]
     return progress, outcome
 
@@ -30,11 +30,14 @@ def losses(progress):
 @pytest.mark.parametrize("frozen", [0, 4])
 def test_a_run_like_a_trial_is_that_trial_again_to_the_last_bit(kernel, frozen):
     first, ended = run(kernel, None, number=7, frozen_layers=frozen)
-    again, outcome = run(kernel, Setup("winner-0007", like=7), frozen_layers=frozen)
+    a = load_file(ended.checkpoint)
+    again, outcome = run(kernel, Setup("again-0007", like=7), origin="winner", frozen_layers=frozen)
     assert losses(first) == losses(again)
     assert outcome.trial == -1
-    assert outcome.checkpoint.endswith("winner-0007.safetensors")
-    a, b = load_file(ended.checkpoint), load_file(outcome.checkpoint)
+    assert outcome.checkpoint == ended.checkpoint
+    with safe_open(outcome.checkpoint, "pt") as file:
+        assert json.loads(file.metadata()["hpsearch"])["trial"] == 7
+    b = load_file(outcome.checkpoint)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
