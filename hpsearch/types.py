@@ -258,6 +258,8 @@ class Forgetting:
     images: int  # held out, of that task
     before: float  # accuracy with the pretrained weights, in [0, 1]
     after: float  # with the fine-tuned body under the same head
+    refitted_before: float | None = None  # with a new linear head instead, fitted on half of these images, measured on the other half
+    refitted_after: float | None = None
 
     @property
     def drop(self) -> float:

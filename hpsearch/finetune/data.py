@@ -90,14 +90,29 @@ def save_index(
     labels: Mapping[str, np.ndarray],
     digest: str,
     groups: np.ndarray | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write what `from_index` reads: rows of the file `images` (of `shape`) and labels, by split; whole or not at all."""
+    """Write what `from_index` reads: rows of the file `images` (of `shape`) and labels, by split; whole or not at all.
+
+    `names` of images, of some splits, are for people: `names_in` reads them.
+    """
     aside = path.with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {f"{name}_rows": rows[name] for name in SPLITS} | {f"{name}_labels": labels[name] for name in SPLITS}
     arrays |= {"shape": np.array(shape), "classes": np.array(classes), "digest": np.array(digest)}
     arrays |= {} if groups is None else {"groups": groups}
+    # As bytes: NumPy's own strings would take four times the longest name for each.
+    arrays |= {
+        f"{part}_names": np.frombuffer("\0".join(n).encode("utf-8", "surrogateescape"), np.uint8) for part, n in (names or {}).items()
+    }
     np.savez(aside, images=np.array(str(images)), **arrays)
     os.replace(aside, path)
+
+
+def names_in(path: Path, split: str) -> list[str]:
+    """What the images of a split are called, in its order; empty where the index does not say."""
+    with np.load(path, allow_pickle=False) as index:
+        key = f"{split}_names"
+        return bytes(index[key]).decode("utf-8", "surrogateescape").split("\0") if key in index and index[key].size else []
 
 
 def digits(size: int) -> tuple[Tensor, np.ndarray]:

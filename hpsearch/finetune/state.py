@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hpsearch.errors import FixSetup
 from hpsearch.finetune.blocks import FineTuneModel
 from hpsearch.finetune.optim import Optimiser
 from hpsearch.types import Progress
@@ -60,6 +61,18 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     aside = path.with_name(f"{path.name}.tmp")
     save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
     os.replace(aside, path)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the kernel wrote into a checkpoint beside the weights; FixSetup when it is gone, or no checkpoint of hpsearch."""
+    try:
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["hpsearch"])
+        if missing := {"model", "classes", "preprocessing", "data_digest", "trial", "val_loss"} - set(about):
+            raise KeyError(", ".join(sorted(missing)))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FixSetup(f"{path} is no checkpoint of hpsearch ({error}): bring back the file that the study wrote") from None
+    return about
 
 
 def save_state(live: Live, path: Path) -> None:

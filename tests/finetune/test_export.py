@@ -13,6 +13,7 @@ import pytest
 import torch
 from image_files import encoded, picture
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hpsearch.errors import FixInput, FixSetup
@@ -274,7 +275,7 @@ def test_names_of_classes_do_no_harm_to_the_card(trained):
 def test_without_its_data_it_is_exported_uncalibrated_on_request_only(trained, tmp_path):
     elsewhere = replace(trained, spec={**trained.spec, "data": "gone"}, folder=tmp_path / "nothing")
     state = load_file(trained.checkpoint)
-    with export.safe_open(trained.checkpoint, "pt") as file:
+    with safe_open(trained.checkpoint, "pt") as file:
         about = json.loads(file.metadata()["hpsearch"]) | {"data": "gone"}
     save_file(state, tmp_path / "moved.safetensors", {"hpsearch": json.dumps(about)})
     elsewhere = replace(elsewhere, checkpoint=tmp_path / "moved.safetensors")
@@ -289,7 +290,7 @@ def test_without_its_data_it_is_exported_uncalibrated_on_request_only(trained, t
 
 def test_other_data_than_the_trial_s_is_refused(trained, tmp_path):
     state = load_file(trained.checkpoint)
-    with export.safe_open(trained.checkpoint, "pt") as file:
+    with safe_open(trained.checkpoint, "pt") as file:
         about = json.loads(file.metadata()["hpsearch"])
     about["split"]["val"] = 300
     save_file(state, tmp_path / "other.safetensors", {"hpsearch": json.dumps(about)})
@@ -299,7 +300,7 @@ def test_other_data_than_the_trial_s_is_refused(trained, tmp_path):
 
 def test_weights_that_did_not_earn_the_score_are_refused_and_nothing_is_left(trained, tmp_path):
     state = load_file(trained.checkpoint)
-    with export.safe_open(trained.checkpoint, "pt") as file:
+    with safe_open(trained.checkpoint, "pt") as file:
         metadata = file.metadata()
     state["head.bias"] += torch.linspace(0, 1, 10)
     save_file(state, tmp_path / "bent.safetensors", metadata)
