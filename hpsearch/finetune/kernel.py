@@ -33,6 +33,7 @@ from hpsearch.finetune.schedules import factor
 from hpsearch.finetune.slot import Slot
 from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
 from hpsearch.finetune.step import Shape
+from hpsearch.recipes import CORE
 from hpsearch.seeds import seed_for
 from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Step, Trial, score_of
 
@@ -72,7 +73,7 @@ class FineTuneKernel:
     def __init__(self, config: Mapping[str, Any], context: DeviceContext | None = None, key: Hashable = "resident", first: int = 0) -> None:
         self.config = config
         self.seed, self.objective = int(config["seed"]), str(config["objective"])
-        self.fixed: Params = config.get("recipe") or {}
+        self.fixed: Params = {**unused(config.get("space") or {}), **(config.get("recipe") or {})}
         self.context, self.key, self.first = context or context_of(config), key, first
         self.slots = self.context.slots(config.get("trials_per_device", "auto"))
         self.parts = Parts()
@@ -404,6 +405,11 @@ def diverged(now: Progress, recipe: Recipe) -> Outcome:
     value = now.val_loss if which == "validation" else now.train_loss
     reason = f"diverged: {which} loss is {value} after epoch {now.epoch} of {now.epochs} at learning rate {recipe.learning_rate:.3g}"
     return Outcome(now.trial, Status.FAILED, seconds=now.seconds, error=reason)
+
+
+def unused(space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the core settings that have a condition are at in trials that do not use them: at their default, since none can be off."""
+    return {name: space[name].get("default", space[name].get("value")) for name in CORE if "when" in space.get(name, {})}
 
 
 def context_of(config: Mapping[str, Any]) -> DeviceContext:
