@@ -23,6 +23,7 @@ from hpsearch.finetune import data as datasets
 from hpsearch.finetune.blocks import FineTuneModel, flat, restore
 from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.data import Data, Split
+from hpsearch.finetune.export import preprocessing
 from hpsearch.finetune.features import Features
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.kernel import context_of
@@ -116,12 +117,6 @@ class Opened:
             return [f"{about['data']}/{row}" for row in part.rows.tolist()]
         names = [] if about.get("fold") and split == "val" else datasets.names_in(Path(index), split)
         return names or [f"{split}/{i}" for i in range(len(part))]
-
-
-def preprocessing(about: Mapping[str, Any]) -> Preprocessing:
-    """From JSON, where tuples have become lists."""
-    values = about["preprocessing"]
-    return Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ def indexed(config: Mapping[str, Any], name: str, loaded: Loaded, copies: Copies
     shape, rows = loaded.images.array.shape, {name: loaded.images.rows[part] for name, part in parts.items()}
     labels = {name: loaded.labels[part] for name, part in parts.items()}
     groups = np.concatenate([copies.groups[parts[name]] for name in ("train", "val")])
-    datasets.save_index(index, loaded.file, shape, loaded.classes, rows, labels, digest, groups)
+    names = {part: [loaded.names[i] for i in parts[part]] for part in ("val", "test")}
+    datasets.save_index(index, loaded.file, shape, loaded.classes, rows, labels, digest, groups, names)
     return str(index), digest
 
 
