@@ -154,7 +154,7 @@ def run(
 
 def own(flags: dict[str, Any], settings: tuple[str, ...]) -> bool:
     """Whether data or model are the user's, so that the embedded study is not what they are added to."""
-    return bool(flags["data"] or flags["model"] or any(setting.startswith(("data=", "model=")) for setting in settings))
+    return bool(flags["data"] or flags["model"] or any(setting.startswith(("data=", "model=", "space.model")) for setting in settings))
 
 
 @main.command("list")

@@ -147,7 +147,8 @@ def shown_value(metric: str, value: float | None) -> str:
 def task(facts: Mapping[str, Any]) -> str:
     """What is being trained on what, in a line."""
     images = "/".join(str(facts.get(f"{part}_images", "?")) for part in ("train", "val", "test"))
-    model = f"{facts.get('model')} ({facts.get('parameters', 0):,} parameters)"
+    models = facts.get("models") or {facts.get("model"): facts}
+    model = ", ".join(f"{name} ({about.get('parameters', 0):,} parameters)" for name, about in models.items())
     where = " in ".join(str(facts[key]) for key in ("device", "precision") if key in facts)
     slots = facts.get("trials_per_device", 1)
     return f"{model} on {facts.get('data')}: {images} train/val/test images, {where}{f', {slots} trials at once' if slots > 1 else ''}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpsearch.recipes import CRAFT, has_effect
+from hpsearch.recipes import CORE, CRAFT, has_effect
 from hpsearch.types import OBJECTIVES, Params, Status, TrialRecord
 
 CLASSES = 40  # named in a row
@@ -170,8 +170,9 @@ SPLITS = (("training", "train"), ("validation", "val"), ("test", "test"))
 def recipe(winner: Winner) -> str:
     """How it was trained."""
     record = winner.record
+    unused = {name: entry.get("default") for name, entry in winner.spec.get("space", {}).items() if name in CORE and "when" in entry}
     settings: Params = {**winner.spec.get("recipe", {}), **record.params, **record.effective}
-    told = {**record.effective, **{name: setting for name, setting in settings.items() if worth_telling(name, settings)}}
+    told = {**unused, **record.effective, **{name: setting for name, setting in settings.items() if worth_telling(name, settings)}}
     rows = [["setting", "value"], *([f"`{name}`", plain(shown(setting))] for name, setting in told.items())]
     weights = PATH.sub("", str(winner.facts.get("weights", "")).removeprefix("weights: "))
     start = f" It began with {plain(weights)}." if weights else ""

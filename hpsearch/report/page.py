@@ -166,6 +166,8 @@ def chips(view: StudyView) -> list[tuple[str, str]]:
         value = view.spec.get(key)
         if isinstance(value, Mapping):
             value = value.get("name")
+        if key == "model" and len(listed := (view.spec.get("space", {}).get("model") or {}).get("choices", ())) > 1:
+            value = ", ".join(listed)
         if value is not None:
             shown.append(
                 (
