@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def confirmed(proof: Proof, objective: str) -> list[str]:
     """The candidates in order."""
     if not proof.candidates:
         return []
-    lines = [f"Confirmed on {proof.how}, mean and 95 % interval of {objective} on validation images:"]
+    lines = [f"Confirmed on {proof.how}: mean {objective} with its 95 % interval"]
     for candidate in proof.candidates:
         failed = f", failed {candidate.failed} times" if candidate.failed else ""
         found = f"{interval(objective, candidate.scores[objective])} (selected at {shown_value(objective, candidate.selected)}{failed})"
@@ -100,16 +101,18 @@ def table(proof: Proof, objective: str) -> list[str]:
 
 def bought(proof: Proof, objective: str) -> list[str]:
     """What each step bought, in points and in seconds."""
-    lines = []
+    if not proof.gains:
+        return []
+    keys = list(dict.fromkeys((objective, "accuracy")))
+    heads = "".join(f"{key + (' (nats)' if key == 'val_loss' else ' (points)'):<24}" for key in keys)
+    lines = ["What each step bought (positive is better):", f"  {'':<14}{heads}as good after"]
     for gain in proof.gains:
-        keys = [key for key in dict.fromkeys((objective, "accuracy")) if key in gain.points]
-        points = ", ".join(f"{key} {better(key, gain.points[key])}" for key in keys)
-        took = f"{gain.until:.1f} s"
-        when = f"as good after {gain.reached:.1f} s of training as {LABELS[gain.before]} after {took}"
-        when = when if gain.reached is not None else f"not as good as {LABELS[gain.before]}, whose best came after {took}"
-        cost = f"; {gain.cost:.0f} s of training went into the search" if gain.cost else ""
-        lines += [f"{gain.what[0].upper()}{gain.what[1:]}: {points};", f"  {when}{cost}."]
-    return [*lines, ""] if lines else []
+        cells = "".join(f"{better(key, gain.points[key]) if key in gain.points else '-':<24}" for key in keys)
+        reached = "never" if gain.reached is None else f"{gain.reached:.1f}"
+        lines.append(f"  {gain.what:<14}{cells}{reached} of {gain.until:.1f} s")
+    lines.append("  (seconds of training, of those that it takes without the step)")
+    cost = math.fsum(gain.cost for gain in proof.gains)
+    return [*lines, *([f"  {cost:.0f} s of training went into the search."] if cost else []), ""]
 
 
 def tested(proof: Proof) -> list[str]:
@@ -118,15 +121,12 @@ def tested(proof: Proof) -> list[str]:
     if judged is None:
         return []
     scores = ", ".join(f"{key} {shown_value(key, judged.metrics[key])}" for key in ("accuracy", "f1") if key in judged.metrics)
-    lines = [f"Test: trial {proof.winner} on {judged.images:,} images never looked at before: {scores}, loss {judged.loss:.4f}"]
+    often = "looked at once" if times == 1 else f"looked at {times} times"
+    lines = [f"Test: trial {proof.winner} on {judged.images:,} images, {often}:", f"  {scores}, loss {judged.loss:.4f}"]
     if times > 1:
         first = proof.openings[0]
         when = f"{datetime.fromtimestamp(first['at']):%Y-%m-%d %H:%M}, trial {first['trial']}"
-        lines = [
-            f"Test: trial {proof.winner} on {judged.images:,} images: {scores}, loss {judged.loss:.4f}",
-            f"  They have been looked at {times} times (first {when}).",
-            "  Who chooses by what is seen there makes validation images of them.",
-        ]
+        lines += [f"  (first {when}; who chooses by what is seen", "  there makes validation images of them)"]
     if judged.forgetting is not None:
         lost = judged.forgetting
         lines.append(f"  On {lost.task} its accuracy went from {100 * lost.before:.1f} % to {100 * lost.after:.1f} %.")
@@ -143,12 +143,10 @@ def interval(key: str, e: Estimate) -> str:
 
 
 def better(key: str, e: Estimate) -> str:
-    """A gain with its interval, in words that leave no doubt which way it goes."""
-    scale, unit, digits = (1.0, "nats", 3) if key == "val_loss" else (100.0, "points", 1)
-    word, sign = ("better", 1.0) if e.mean >= 0 else ("worse", -1.0)
-    ends = () if e.low is None or e.high is None else sorted((sign * scale * e.low, sign * scale * e.high))
-    between = f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else ""
-    return f"{word} by {abs(scale * e.mean):.{digits}f} {unit}{between}"
+    """A gain with its interval, in nats or points."""
+    scale, digits = (1.0, 3) if key == "val_loss" else (100.0, 1)
+    between = "" if e.low is None or e.high is None else f" [{scale * e.low:+.{digits}f}, {scale * e.high:+.{digits}f}]"
+    return f"{scale * e.mean:+.{digits}f}{between}"
 
 
 def plain(key: str, scores: Mapping[str, Estimate]) -> str:
