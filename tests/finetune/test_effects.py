@@ -136,6 +136,34 @@ def test_changed_images_are_harder_to_fit(kernel, values):
     assert changed[-1].train_loss > plain[-1].train_loss + 0.02
 
 
+def disagreement(kernel, change):
+    """How far, in nats, what the network says of changed validation images lies from what it says of them as they are."""
+    r = kernel.resident()
+    x = r.features.scaled(r.features.pixels("val", torch.arange(200)))
+    says = [r.packing.slots[0].model.suffix(r.features.behind(image, 0), 0).log_softmax(-1) for image in (x.clone(), change(x.clone()))]
+    return (says[0].exp() * (says[0] - says[1])).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("values", "change"),
+    [
+        ({"flip": 0.5}, lambda x: x.flip(-1)),
+        ({"colour": 0.8}, lambda x: (x * 0.4).clamp(0, 1)),
+        ({"randaugment": 8.0}, lambda x: x.roll(2, -1)),
+    ],
+    ids=["flip", "colour", "randaugment"],
+)
+def test_what_images_are_changed_by_in_training_changes_less_of_what_is_said_of_them(kernel, values, change):
+    usual = {"learning_rate": 3e-3, "epochs": 12}
+    found = []
+    for given in ({}, values):
+        after(kernel, **usual, **given)
+        kernel.resident().model.eval()
+        with torch.no_grad():
+            found.append(disagreement(kernel, change))
+    assert found[1] < 0.8 * found[0]
+
+
 def test_augmentation_leaves_validation_images_as_they_are(kernel):
     features = kernel.resident().features
     every = torch.arange(features.val(0).images)
