@@ -230,7 +230,7 @@ def fold(data: Data, i: int, n: int, seed: int) -> Data:
 def dealt_folds(labels: np.ndarray, classes: Sequence[str], n: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """(N,) the fold of each image: at random by `seed`, every class spread evenly, images of one group together.
 
-    A group goes where its class is rarest so far, the largest ones first; among equals, to the smallest fold.
+    A group goes where its class is rarest so far, the largest ones first, class by class; among equals, to the smallest fold.
     """
     groups = np.arange(len(labels)) if groups is None else groups
     check_folds(labels, classes, n, groups)
@@ -238,7 +238,7 @@ def dealt_folds(labels: np.ndarray, classes: Sequence[str], n: int, seed: int, g
     for image in np.random.default_rng(seed_for(seed, 0, "folds")).permutation(len(labels)).tolist():
         members.setdefault(int(groups[image]), []).append(image)
     folds, counts = np.empty(len(labels), dtype=np.int64), np.zeros((len(classes), n), dtype=np.int64)
-    for images in sorted(members.values(), key=len, reverse=True):
+    for images in sorted(members.values(), key=lambda images: (-len(images), labels[images[0]])):
         here = min(range(n), key=lambda j: (counts[labels[images[0]], j], counts[:, j].sum()))
         folds[images] = here
         counts[:, here] += np.bincount(labels[images], minlength=len(classes))
