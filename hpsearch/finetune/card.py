@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpsearch.recipes import CORE, CRAFT, has_effect
-from hpsearch.types import OBJECTIVES, Params, Status, TrialRecord
+from hpsearch.types import OBJECTIVES, Forgetting, Judged, Params, Status, TrialRecord
 
 CLASSES = 40  # named in a row
 ALWAYS = ("optimizer", "momentum", "schedule", "warmup_epochs")  # are told even where they are the defaults
@@ -33,6 +33,8 @@ class Winner:
     counts: Mapping[str, int]  # trials per status
     checkpoint: Path
     folder: Path  # of the study
+    test: Judged | None = None  # this model on the test images, when they were looked at
+    openings: int = 0  # how often the study looked at them
 
     @property
     def precision(self) -> str:
@@ -97,6 +99,8 @@ def scores(winner: Winner, config: Mapping[str, Any], recomputed: float | None) 
     rows = [["", "this model", "default recipe (trial 0)"]]
     keys = [key for key in OBJECTIVES if key == "val_loss" or key in record.metrics]
     rows += [[words(key), value(key, record), value(key, default) if default else "–"] for key in keys]
+    if winner.test is not None:
+        rows = with_test(rows, keys, winner.test, winner.openings)
     accuracy = record.metrics.get("accuracy")
     interval = ""
     if accuracy is not None and n:
@@ -111,11 +115,33 @@ def scores(winner: Winner, config: Mapping[str, Any], recomputed: float | None) 
     )
     tests = winner.facts.get("test_images")
     test = f" The {tests:,} test images were not looked at by the search." if tests else ""
+    if winner.test is not None:
+        test += on_test(winner.test, winner.openings)
     return (
         f"## Scores\n\n{table(rows)}\n\nMeasured on the {n:,} validation images. The epoch whose weights were kept, and this trial "
         f"among {sum(winner.counts.values())}, were chosen by {words(record.objective)} on these same images: expect less on new ones."
         f"{interval}{test} {checked}"
     )
+
+
+def with_test(rows: Sequence[Sequence[str]], keys: Sequence[str], test: Judged, openings: int) -> list[list[str]]:
+    """The table of scores with a column for the test images."""
+    values = [f"{test.loss:.4f} nats" if key == "val_loss" else percent(test.metrics[key]) if key in test.metrics else "–" for key in keys]
+    column = [f"this model, test ({opened(openings)}, {test.images:,} images)", *values]
+    named = [row[0].replace(words("val_loss"), "loss") for row in rows]
+    return [[name, *row[1:], shown] for name, row, shown in zip(named, rows, column, strict=True)]
+
+
+def on_test(test: Judged, openings: int) -> str:
+    """How well the test images tell what the model does on new ones."""
+    low, high = wilson(test.metrics["accuracy"], test.images)
+    which = "which chose nothing" if openings < 2 else opened(openings)
+    return f" By the test images, {which}, the accuracy of this model lies between {percent(low)} and {percent(high)} (95 %, Wilson)."
+
+
+def opened(times: int) -> str:
+    """How often the test images were looked at."""
+    return "opened once" if times < 2 else f"opened {times} times"
 
 
 def per_class(record: TrialRecord, classes: Sequence[str]) -> str:
@@ -210,13 +236,30 @@ def limits(winner: Winner, config: Mapping[str, Any]) -> str:
     lines = [
         f'Every image gets one of the {len(config["classes"])} classes, whatever it shows: there is no "none of these".',
         f"It sees {size} x {size} pixels from the centre of an image. What lies outside, or is lost at that size, does not count.",
-        "The scores hold for images like those it was chosen by, from one seed; how it does on others has not been measured.",
+        f"The scores hold for images like those it was {'tested on' if winner.test else 'chosen by'}, from one seed; how it does on others "
+        "has not been measured.",
     ]
+    if winner.test is not None and winner.openings > 1:
+        lines.append(
+            f"The test images were {opened(winner.openings)}: what was seen of them may have decided what was tried next, so the last "
+            "result flatters; only images that nobody has looked at yet would tell by how much."
+        )
+    if winner.test is not None and winner.test.forgetting is not None:
+        lines.append(forgotten(winner.test.forgetting))
     if train:
         lines.insert(
             1, f"It was fine-tuned on {train:,} images, and has the blind spots of these and of what its weights were pretrained on."
         )
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def forgotten(lost: Forgetting) -> str:
+    """What fine-tuning has cost of the task that the weights were pretrained on."""
+    text = f"Of the task that its weights were pretrained on, {lost.task}, it solves {percent(lost.after)} with the head of that time, "
+    text += f"and did {percent(lost.before)} before fine-tuning"
+    if lost.refitted_after is not None and lost.refitted_before is not None:
+        text += f"; with a linear head fitted anew {percent(lost.refitted_after)}, before {percent(lost.refitted_before)}"
+    return f"{text} ({lost.images:,} images)."
 
 
 # ---------------------------------------------------------------- words

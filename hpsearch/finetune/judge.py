@@ -45,7 +45,7 @@ def judge(config: Mapping[str, Any], say: Say = say_nothing) -> Verdict:
     Raises FixInput for a split without images and for data that is not the checkpoint's, FixSetup for a file that is no checkpoint.
     """
     split, wanted = str(config["judge_split"]), [(str(name), Path(path)) for name, path in config["checkpoints"]]
-    if split not in WORDS:
+    if split not in ("val", "test"):
         raise FixInput(f"there is no split '{split}': judge val or test")
     context, opened, judged = context_of(config), Opened(config), []
     for i, (name, path) in enumerate(wanted):

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from hpsearch.finetune import architectures, card, export, models, predict, stan
 from hpsearch.finetune.images import INTERPOLATION, ORIENTATION, Preprocessing, Unusable, decode
 from hpsearch.finetune.kernel import FineTuneKernel
 from hpsearch.spec import parse_spec
-from hpsearch.types import Job, Outcome, Status, Trial, TrialRecord, say_nothing
+from hpsearch.types import Forgetting, Job, Judged, Outcome, Status, Trial, TrialRecord, say_nothing
 from tests.kernels import PARAMS
 
 # One of each kind: heads of every shape, dropouts before them, constructors that want the size, names that torchvision rewrites.
@@ -265,6 +266,61 @@ def test_the_card_says_what_was_measured_on_what(trained, tmp_path):
     assert str(Path.home()) not in text
     for heading in ("Use", "Scores", "Classes", "Calibration", "Data", "Recipe", "Search", "Limits"):
         assert f"\n## {heading}\n" in text
+
+
+def judged(metrics, lost=None):
+    """A model on 1,346 test images."""
+    return Judged("trial-0000", 1346, 0.4321, metrics, {}, (), lost)
+
+
+def test_the_card_says_nothing_of_a_test_that_was_not_made(trained):
+    config = export.describe(trained, export.read_about(trained))
+    for text in (card.scores(trained, config, None), card.limits(trained, config)):
+        assert "opened" not in text
+        assert "pretrained on, rendered" not in text
+    assert "| validation loss |" in card.scores(trained, config, None)
+
+
+def test_the_card_shows_the_test_beside_the_validation(trained):
+    shares = {key: value for key, value in trained.record.metrics.items() if key != "learning_rate"} | {"accuracy": 0.875}
+    winner = replace(trained, test=judged(shares), openings=1)
+    config = export.describe(winner, export.read_about(winner))
+    text = card.scores(winner, config, None)
+    assert "|  | this model | default recipe (trial 0) | this model, test (opened once, 1,346 images) |" in text
+    loss, accuracy = f"{winner.record.val_loss:.4f} nats", f"{100 * winner.record.metrics['accuracy']:.1f} %"
+    assert f"| loss | {loss} | {loss} | 0.4321 nats |" in text
+    assert f"| accuracy | {accuracy} | {accuracy} | 87.5 % |" in text
+    low, high = card.wilson(0.875, 1346)
+    assert (
+        f"By the test images, which chose nothing, the accuracy of this model lies between {card.percent(low)} and {card.percent(high)}"
+        in text
+    )
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {5}
+    assert "images like those it was tested on" in card.limits(winner, config)
+    assert "opened" not in card.limits(winner, config)
+    few = replace(winner, test=judged({"accuracy": 0.5}))
+    assert "| F1, mean of classes |" in card.scores(few, config, None)
+    assert re.search(r"\| F1, mean of classes \|.*\| – \|", card.scores(few, config, None))
+
+
+def test_the_card_says_when_the_test_was_opened_again(trained):
+    winner = replace(trained, test=judged({"accuracy": 0.9}), openings=3)
+    config = export.describe(winner, export.read_about(winner))
+    assert "this model, test (opened 3 times, 1,346 images)" in card.scores(winner, config, None)
+    assert "which chose nothing" not in card.scores(winner, config, None)
+    assert "- The test images were opened 3 times: " in card.limits(winner, config)
+
+
+def test_the_card_says_what_was_forgotten(trained):
+    lost = Forgetting("rendered characters", 3100, 0.9735, 0.3581, 0.9723, 0.8813)
+    winner = replace(trained, test=judged({"accuracy": 0.9}, lost), openings=1)
+    config = export.describe(winner, export.read_about(winner))
+    text = card.limits(winner, config)
+    assert "pretrained on, rendered characters, it solves 35.8 % with the head of that time, and did 97.4 % before fine-tuning" in text
+    assert "; with a linear head fitted anew 88.1 %, before 97.2 % (3,100 images)." in text
+    plainer = replace(winner, test=judged({"accuracy": 0.9}, replace(lost, refitted_before=None)))
+    assert "97.4 % before fine-tuning (3,100 images)." in card.limits(plainer, config)
 
 
 def test_names_of_classes_do_no_harm_to_the_card(trained):
