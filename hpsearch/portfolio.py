@@ -25,7 +25,7 @@ def family(model: str) -> str:
     """The family of a model by its name; a model of the user's own is taken for a convolutional network."""
     if model == EMBEDDED_MODEL:
         return EMBEDDED
-    return TRANSFORMERS if model.startswith(("vit_", "swin_", "maxvit_")) else CONVOLUTIONAL
+    return TRANSFORMERS if ":" not in model and model.startswith(("vit_", "swin_", "maxvit_")) else CONVOLUTIONAL
 
 
 def adamw(learning_rate: float, frozen_layers: int | str = 0, **more: Any) -> dict[str, Any]:

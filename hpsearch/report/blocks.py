@@ -228,7 +228,7 @@ def policy(view: StudyView) -> Words:
 
 def headstart(view: StudyView) -> Words:
     """What the study began with."""
-    return Words("What the study began with", tuple(shorten(line, 600) for line in view.headstart))
+    return Words("", tuple(shorten(line, 600) for line in view.headstart))
 
 
 def notes(view: StudyView) -> Words:
