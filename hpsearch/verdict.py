@@ -25,9 +25,9 @@ def basis(c: Comparison) -> str:
     trials = f"{high}" if low == high else f"{low} to {high}"
     what = f"{len(c.standings)} samplers, {several(c.n, 'repeat')} each, {trials} trial{'' if high == 1 else 's'} a run"
     if c.n == 1:
-        return f"{what}, by the {c.objective.replace('_', ' ')} that runs end with."
+        return f"{what}, by the {label(c.objective)} that runs end with."
     how = "Wilcoxon's signed-rank test" + (f" with Holm's correction for {len(c.pairs)} pairs" if len(c.pairs) > 1 else "")
-    return f"{what}, compared repeat by repeat by the {c.objective.replace('_', ' ')} that runs end with ({how})."
+    return f"{what}, compared repeat by repeat by the {label(c.objective)} that runs end with ({how})."
 
 
 def cautions(c: Comparison) -> list[str]:
@@ -66,6 +66,8 @@ def ahead(c: Comparison) -> str:
     best, rest = [name for name in names if name not in beaten], [name for name in names if name in beaten]
     if not rest:
         return "No difference between samplers is more than noise."
+    if not best:
+        return "Each sampler is worse than another, in a circle: none is the best."
     if len(best) == 1 and sum(pair.real for pair in c.pairs if pair.better == best[0]) == len(rest):
         return f"{best[0]} is better than {'every other sampler' if len(rest) > 1 else rest[0]}."
     return f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than another sampler; nothing here beats {listed(best)}."
@@ -98,6 +100,8 @@ def undecided(c: Comparison) -> list[str]:
         which = "all of these" if len(known) == len(rest) else f"{len(known)} of these {len(rest)}"
         if_so = "with a chance of 80 % each, if what was seen is the true difference"
         found.append(f"About {rounded(max(known))} repeats would tell {which} apart, {if_so}.")
+    if known:
+        found.append("Settle on the number of repeats before looking again: whoever looks after each one finds differences that are none.")
     return found
 
 
@@ -119,6 +123,11 @@ def to_target(c: Comparison) -> list[str]:
         when = f", the median after {s.reach.median_trials:g} trials" if math.isfinite(s.reach.median_trials) else ""
         parts.append(f"{s.sampler} in {sum(map(math.isfinite, s.reach.trials))} of {c.n}{when}")
     return [f"To reach {shown(c.objective, c.target)}: {'; '.join(parts)}."]
+
+
+def label(objective: str) -> str:
+    """An objective in words."""
+    return "validation loss" if objective == "val_loss" else objective.replace("_", " ")
 
 
 def shown(objective: str, cost: float) -> str:

@@ -150,13 +150,25 @@ def test_runs_without_a_value_rank_last_and_are_told():
     assert "equal in every repeat" in " ".join(verdict(nothing))
 
 
+def test_trials_that_took_no_time_can_be_compared():
+    found = compare([Run(s, 0, (1.0, 0.5), (0.0, 0.0), (False, False)) for s in "ab"])
+    assert found.by_seconds[0].median == (0.5,) * (POINTS + 1)
+    assert found.standings[0].area_seconds.mean == 0.0
+
+
+def test_a_sampler_whose_run_has_no_trial_has_found_nothing():
+    found = compare([run("a", 0, 1.0, 0.5), run("b", 0)])
+    assert [s.finals for s in found.standings] == [(0.5,), (INF,)]
+    assert (found.trials, found.by_trials[1].median) == ((0, 2), (INF, INF))
+
+
 def test_a_run_without_a_value_has_the_regret_of_the_worst_beginning():
     by_trials, _ = areas([run("a", 0, 1.0, 0.0), run("b", 0, 3.0, 1.0), run("c", 0, INF, INF)])
     assert by_trials == pytest.approx((0.25, 1.0, 1.5))
     assert areas([run("a", 0, 1.0), run("b", 0, 1.0)])[0] == (0.0, 0.0)  # nobody gained anything
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(-5, 5), st.integers(1, 9))
 def test_adding_to_all_costs_and_permuting_runs_changes_no_conclusion(seed, constant, factor):
     runs = simulated(seed, 5, {"a": 0.0, "b": 0.01, "c": 0.02}, trials=6)
@@ -222,6 +234,14 @@ def test_a_winner_is_named_where_the_tests_bear_it_out():
     assert any(sentence.startswith("Within the noise: ") and "random" in sentence and "tpe" in sentence for sentence in said)
     two = verdict(compare(simulated(2, 10, {"random": 0.0, "gp": 0.2})))
     assert "gp is better than random." in two
+
+
+def test_a_circle_has_no_best():
+    found = compare(simulated(2, 7, {"a": 0.0, "b": 0.0, "c": 0.0}, 5))
+    circle = [replace(p, better=a, worse=b, holm=0.01) for p, (a, b) in zip(found.pairs, ("ab", "bc", "ca"), strict=True)]
+    assert "none is the best" in " ".join(verdict(replace(found, pairs=tuple(circle))))
+    chain = [replace(p, better=a, worse=b, holm=h) for p, (a, b), h in zip(found.pairs, ("ab", "ac", "bc"), (0.01, 0.2, 0.3), strict=True)]
+    assert "b is worse than another sampler; nothing here beats " in " ".join(verdict(replace(found, pairs=tuple(chain))))
 
 
 def test_scores_are_spoken_of_in_points():

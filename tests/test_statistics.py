@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.statistics import (
@@ -82,6 +82,7 @@ def test_the_bootstrap_covers_about_what_it_says():
     assert 0.86 <= sum(e.low <= 0 <= e.high for e in found) / 300 <= 0.97
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=15), st.floats(0, 1))
 def test_quantiles_are_numpys_while_finite(values, share):
     assert quantiles([[v] for v in values], share)[0] == pytest.approx(np.quantile(values, share), abs=1e-9)
@@ -95,6 +96,7 @@ def test_quantiles_know_infinity():
 # ---------------------------------------------------------------- curves
 
 
+@settings(deadline=None)
 @given(costs)
 def test_the_best_so_far_never_rises_and_is_the_least_counted(events):
     curve = best_so_far([c for c, _ in events], [counts for _, counts in events])
@@ -104,6 +106,7 @@ def test_the_best_so_far_never_rises_and_is_the_least_counted(events):
         assert i == 0 or best <= curve[i - 1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 5)), max_size=10), st.lists(st.integers(-1, 22), max_size=8))
 def test_step_values_are_those_of_the_last_event(events, grid):
     times = sorted(t for t, _ in events)
@@ -112,6 +115,7 @@ def test_step_values_are_those_of_the_last_event(events, grid):
     assert step_values(times, values, grid, before=99.0).tolist() == slow
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-5, 5)), max_size=10), st.integers(0, 10), st.integers(1, 12))
 def test_the_area_under_steps_is_that_of_narrow_rectangles(events, start, length):
     times, values = sorted(t for t, _ in events), [float(v) for _, v in events]
@@ -134,11 +138,13 @@ def test_regret_and_reaching_by_hand():
 # ---------------------------------------------------------------- the paired test
 
 
+@settings(deadline=None)
 @given(st.lists(whole, min_size=1, max_size=9))
 def test_the_signed_rank_test_is_exact_with_ties_and_zeros(values):
     assert signed_rank(values).p == pytest.approx(flips(values))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=25, unique=True), st.data())
 def test_the_signed_rank_test_is_scipys(sizes, data):
     values = [size * data.draw(st.sampled_from((-1, 1))) for size in sizes]
@@ -169,6 +175,7 @@ def test_the_signed_rank_test_by_hand():
             signed_rank(bad)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 8), max_size=10))
 def test_the_null_distribution_is_that_of_fair_signs(sizes):
     shares = sign_distribution(sizes)
@@ -176,6 +183,7 @@ def test_the_null_distribution_is_that_of_fair_signs(sizes):
     assert shares.tolist() == pytest.approx([sums.count(at) / len(sums) for at in range(sum(sizes) + 1)])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(whole, whole), min_size=1, max_size=10), st.integers(-1000, 1000), st.randoms())
 def test_adding_to_all_costs_and_permuting_repeats_leave_the_test_alone(pairs, constant, random):
     before = signed_rank(differences([a / 400 for a, _ in pairs], [b / 400 for _, b in pairs]))
@@ -197,6 +205,7 @@ def test_standardised_differences_at_the_edges():
     assert math.isnan(standardised([2.0]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100).map(lambda v: round(v, 3)), min_size=1, max_size=14, unique_by=abs))
 def test_the_interval_of_a_shift_excludes_zero_exactly_where_the_test_does(values):
     values = [v for v in values if v] or [1.0]
@@ -215,6 +224,7 @@ def test_the_interval_of_a_shift_with_infinite_differences():
     assert pseudo_median([INF, -INF]).median == 0.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_is_monotone_and_never_below_the_raw_p(ps):
     corrected = holm(ps)
@@ -289,6 +299,7 @@ def test_few_pairs_make_an_effect_too_large():
 # ---------------------------------------------------------------- ranks
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3).map(float), min_size=3, max_size=3), min_size=2, max_size=8))
 def test_friedmans_statistic_is_scipys_and_ranks_share(rows):
     found = ranks(rows)

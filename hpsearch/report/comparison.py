@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from hpsearch.report.objective import Objective, objective
 from hpsearch.report.style import BEST, COLOURS, DEFAULT, escape, figure, nothing, panels, series, translucent, value_axis, whole_axis
 from hpsearch.report.tables import finite, frame
-from hpsearch.report.words import number, several
+from hpsearch.report.words import several
 from hpsearch.types import Status
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ def final_values(c: Comparison) -> Drawn:
         found = [raw(goal, cost) for cost in (s.final.mean, *ends)]
         rows += [(s.sampler, repeat, raw(goal, cost), *found) for repeat, cost in zip(c.repeats, s.finals, strict=True)]
     table = frame(rows, ["sampler", "repeat", goal.name, "mean", "low", "high"], (goal.name, "mean", "low", "high"))
-    interval = ", with its 95 % interval (bootstrap)" if table["low"].notna().any() else ""
-    drawn = figure("What runs end with", f"{count(c)}; a mark a run, a diamond the mean{interval}")
+    interval = ", a diamond the mean" if c.n > 1 else ""
+    interval += " with its 95 % interval (bootstrap)" if table["low"].notna().any() else ""
+    drawn = figure("What runs end with", f"{count(c)}; a mark a run{interval}")
     if not table[goal.name].notna().any():
         return nothing(drawn, f"No trial has a {goal.noun}."), table
     for i, standing in enumerate(c.standings):
@@ -157,49 +158,49 @@ def final_values(c: Comparison) -> Drawn:
 
 
 def ranks(c: Comparison) -> Drawn:
-    """The place that each sampler took in each repeat, stacked, and its mean place."""
+    """How often each sampler took each place, and its mean place."""
     rows = [(s.sampler, repeat, rank, s.rank) for s in c.standings for repeat, rank in zip(c.repeats, s.ranks, strict=True)]
     table = frame(rows, ["sampler", "repeat", "rank", "mean_rank"], ("rank", "mean_rank"))
-    chance = f"; by chance alone so far apart with p = {number(float(f'{c.friedman.p:.2g}'))} (Friedman)" if c.n > 1 else ""
-    text = f"{count(c)}; 1 is best; a mark a repeat, a diamond the mean rank{chance}"
-    drawn = figure("Ranks", text, 150 + 64 * len(c.standings))
+    chance = f", a diamond the mean rank; were all equal, so unequal by chance: {p_text(c.friedman.p)} (Friedman)" if c.n > 1 else ""
+    drawn = figure("Ranks", f"{count(c)}; 1 is best; a circle: in how many repeats{chance}", 130 + 62 * len(c.standings))
     for i, standing in enumerate(c.standings):
         own, look, name = table[table["sampler"] == standing.sampler], series(i), escape(standing.sampler, 32)
-        heights = [i - 0.02 - lift for lift in stacked(own["rank"].tolist())]
+        taken = own.groupby("rank")["repeat"].apply(list)
         drawn.add_scatter(
-            x=own["rank"].tolist(),
-            y=heights,
-            customdata=own["repeat"].tolist(),
-            mode="markers",
-            name=name,
-            marker={"color": look.colour, "symbol": look.symbol, "size": 7, "opacity": 0.75, "line": {"width": 0.7}},
-            hovertemplate=f"{name}, repeat %{{customdata}}: rank %{{x}}<extra></extra>",
-        )
-        drawn.add_scatter(
-            x=[standing.rank],
-            y=[i + 0.22],
+            x=taken.index.tolist(),
+            y=[i] * len(taken),
+            customdata=[", ".join(map(str, repeats[:12])) + (", …" if len(repeats) > 12 else "") for repeats in taken],
+            text=[f"{len(repeats)}" for repeats in taken],
             mode="markers+text",
-            text=[f"{standing.rank:.2f}"],
-            textposition="middle right" if standing.rank <= (len(c.standings) + 1) / 2 else "middle left",
-            cliponaxis=False,
-            name=f"{name}, mean",
-            marker={"color": look.colour, "symbol": "diamond", "size": 13, "line": {"width": 1}},
-            hovertemplate=f"{name}: mean rank %{{x:.2f}}<extra></extra>",
+            name=name,
+            marker={
+                "color": translucent(look.colour, 0.3),
+                "symbol": "circle",
+                "size": [16 + 22 * math.sqrt(len(repeats) / c.n) for repeats in taken],
+                "opacity": 1,
+                "line": {"width": 1.2, "color": look.colour},
+            },
+            hovertemplate=f"{name}: rank %{{x}} in %{{text}} of {several(c.n, 'repeat')} (%{{customdata}})<extra></extra>",
         )
+        if c.n > 1:
+            drawn.add_scatter(
+                x=[standing.rank],
+                y=[i + 0.4],
+                mode="markers+text",
+                text=[f"{standing.rank:.2f}"],
+                textposition="middle right" if standing.rank <= (len(c.standings) + 1) / 2 else "middle left",
+                name=f"{name}, mean",
+                marker={"color": look.colour, "symbol": "diamond", "size": 10, "line": {"width": 0.7}},
+                hovertemplate=f"{name}: mean rank %{{x:.2f}}<extra></extra>",
+            )
     names = [escape(s.sampler, 24) for s in c.standings]
     drawn.update_layout(
         xaxis=whole_axis(1, len(names), "rank by the score that a run ends with") | {"showgrid": True},
-        yaxis=places(names) | {"range": [len(names) - 0.5, -0.6]},
+        yaxis=places(names) | {"range": [len(names) - 0.4, -0.6]},
         showlegend=False,
+        meta={"narrow": {"yaxis.ticktext": [escape(s.sampler, 9) for s in c.standings]}},
     )
     return drawn, table
-
-
-def stacked(values: Sequence[float], room: float = 0.5) -> list[float]:
-    """Heights of marks of equal value piled up from 0, no pile higher than `room`."""
-    most = max((values.count(value) for value in values), default=1)
-    step = min(0.12, room / max(1, most - 1))
-    return [step * values[:i].count(value) for i, value in enumerate(values)]
 
 
 # ---------------------------------------------------------------- pairs
@@ -210,8 +211,8 @@ def pairs(c: Comparison) -> Drawn:
     goal = objective({"objective": c.objective})
     table = pair_table(c)
     correction = f", corrected for {len(c.pairs)} pairs (Holm)" if len(c.pairs) > 1 else ""
-    what = f"by how many {'nats' if goal.is_loss else 'percentage points'} the row ends better than the column, and p of that difference"
-    text = f"{count(c)}; {what} (Wilcoxon signed-rank{correction}); coloured where p < 0.05"
+    what = f"by how many {'nats' if goal.is_loss else 'percentage points'} the row ends better than the column, and below it the p of that"
+    text = f"{count(c)}; {what} (Wilcoxon signed-rank{correction}); coloured where p &lt; 0.05"
     names = [s.sampler for s in c.standings]
     drawn = figure("Differences between samplers", text, 150 + 62 * len(names))
     cells = {(p.better, p.worse): (p, 1) for p in c.pairs} | {(p.worse, p.better): (p, -1) for p in c.pairs}
@@ -224,7 +225,7 @@ def pairs(c: Comparison) -> Drawn:
                 x=[names.index(b) for _, b, *_ in chosen],
                 y=[names.index(a) for a, *_ in chosen],
                 mode="text",
-                text=[f"{difference(goal, p, sign)}<br>{p_text(p)}" for *_, p, sign in chosen],
+                text=[f"{difference(goal, p, sign)}<br>{p_text(p.holm, len(names) <= 4)}" for *_, p, sign in chosen],
                 customdata=[story(goal, p) for *_, p, _ in chosen],
                 name={1: "the row is better", -1: "the row is worse", 0: "within the noise"}[kind],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -235,7 +236,7 @@ def pairs(c: Comparison) -> Drawn:
         yaxis=places([escape(name, 18) for name in names]) | {"range": [end, -0.5], "ticks": ""},
         showlegend=False,
         margin={"l": 56, "r": 16, "t": 100, "b": 16},
-        meta={"narrow": {f"{side}axis.ticktext": [escape(name, 8) for name in names] for side in "xy"} | {"font.size": 11}},
+        meta={"narrow": {f"{side}axis.ticktext": [escape(name, 8) for name in names] for side in "xy"} | {"font.size": 10.5}},
     )
     return drawn, table
 
@@ -267,9 +268,9 @@ def difference(goal: Objective, p: Pair, sign: int) -> str:
     return "–" if value is None else f"{goal.factor * sign * value:+.2g}".replace("-", "−") if value else "0"
 
 
-def p_text(p: Pair) -> str:
-    """The corrected p."""
-    return "p < 0.001" if p.holm < 0.001 else f"p = {p.holm:.2g}"
+def p_text(p: float, letter: bool = True) -> str:
+    """A p-value, with its letter where there is room."""
+    return ("p " if letter else "") + ("&lt; 0.001" if p < 0.001 else f"{'= ' if letter else ''}{p:.2g}")
 
 
 def story(goal: Objective, p: Pair) -> str:

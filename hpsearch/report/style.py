@@ -77,10 +77,10 @@ class Series:
 SERIES = (
     Series(COLOURS[Status.COMPLETE], "solid", "circle"),
     Series(COLOURS[Status.PRUNED], "6px,3px", "square"),
-    Series(BEST, "2px,2px", "triangle-up"),
+    Series(BEST, "2px,3px", "triangle-up"),
     Series(COLOURS[Status.FAILED], "9px,3px,2px,3px", "x"),
     Series(VIOLET, "12px,4px", "star"),
-    Series(DEFAULT, "4px,2px,1px,2px", "hexagon"),
+    Series(DEFAULT, "5px,3px,1px,3px", "hexagon"),
 )
 
 
