@@ -100,8 +100,10 @@ class Standing:
     final: Estimate
     ranks: tuple[float, ...]  # of the final cost among the samplers; 1 is best
     rank: float  # their mean
-    area: Estimate  # mean regret over the trials: 0 is the best cost known, 1 where runs begin; see `areas`
-    area_seconds: Estimate  # mean regret over the seconds
+    areas: tuple[float, ...]  # mean regret over the trials: 0 is the best cost known, 1 where runs begin; see `areas`
+    areas_seconds: tuple[float, ...]  # mean regret over the seconds
+    area: Estimate
+    area_seconds: Estimate
     reach: Reach
 
 
@@ -191,6 +193,8 @@ def compare(runs: Iterable[Run], objective: str = "val_loss", target: float | No
                 final=bootstrap_mean(finals[name]),
                 ranks=places[name],
                 rank=math.fsum(places[name]) / len(repeats),
+                areas=by_trials[own],
+                areas_seconds=by_seconds[own],
                 area=bootstrap_mean(by_trials[own]),
                 area_seconds=bootstrap_mean(by_seconds[own]),
                 reach=reach(table[name], target),

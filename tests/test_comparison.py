@@ -107,6 +107,7 @@ def test_curves_areas_and_reaching_by_hand():
     first, second = found.standings
     assert (first.sampler, first.rank, second.rank) == ("a", 1.0, 2.0)
     assert first.area.mean == pytest.approx((1.0 + 0.5 + 0.0) / 3)
+    assert (first.areas, first.areas_seconds) == ((first.area.mean,), (first.area_seconds.mean,))
     assert second.area.mean == pytest.approx((1.0 + 1.0 + 0.5) / 3)
     assert first.area_seconds.mean == pytest.approx((1.0 + 1.0 + 0.5) / 6)  # a second before the first value, then 1.0, 0.5, 0.0 to 6 s
     assert second.area_seconds.mean == 1.0
