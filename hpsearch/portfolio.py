@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from hpsearch.recipes import EMBEDDED_MODEL
@@ -26,6 +27,15 @@ def family(model: str) -> str:
     if model == EMBEDDED_MODEL:
         return EMBEDDED
     return TRANSFORMERS if ":" not in model and model.startswith(("vit_", "swin_", "maxvit_")) else CONVOLUTIONAL
+
+
+def recipes_for(models: Sequence[str]) -> tuple[Recipe, ...]:
+    """The recipes for a study of these models; where there are several, the first ones of each by turns, as many as one model has."""
+    if len(models) == 1:
+        return PORTFOLIO[family(models[0])]
+    lists = [[replace(recipe, settings={**recipe.settings, "model": model}) for recipe in PORTFOLIO[family(model)]] for model in models]
+    turns = [recipe for turn in zip_longest(*lists) for recipe in turn if recipe is not None]
+    return tuple(turns[: max(map(len, PORTFOLIO.values()))])
 
 
 def adamw(learning_rate: float, frozen_layers: int | str = 0, **more: Any) -> dict[str, Any]:

@@ -172,6 +172,16 @@ def test_a_recipe_without_its_optimizer_depth_or_rate_is_left_out_and_counted():
     assert "none of 6 recipes" in nothing.remarks[0]
 
 
+def test_of_several_models_each_has_its_turn():
+    models = ["resnet18", "vit_b_16", "efficientnet_b0"]
+    spec = parse_spec({"data": "x", "portfolio": True, "space": {"model": models}}).bound(18)
+    found = head_start(spec, None, 18)
+    assert [params["model"] for _, params in found.trials] == [*models, *models]
+    for _, params in found.trials:
+        check_conditions(params, spec.parameters())
+    assert found.remarks == ("Portfolio: 6 of 6 recipes for convolutional networks and transformers open this study",)
+
+
 # ---------------------------------------------------------------- studies in a storage
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from hpsearch.errors import FixInput, NotFound
-from hpsearch.portfolio import ESSENTIAL, PORTFOLIO, family
+from hpsearch.portfolio import ESSENTIAL, family, recipes_for
 from hpsearch.recipes import has_effect
 from hpsearch.search.catalog import read_study
 from hpsearch.search.records import HEADSTART, RECORD, point_key
@@ -119,8 +119,8 @@ def head_start(spec: StudySpec, source: Source | None, blocks: int) -> HeadStart
         lines.append(f"Warm start from {source.study}: {warm_words(len(fits), new)}")
         lines += [f"Warm start: {sentence}" for sentence in sentences([remark for _, remarks in fits for remark in remarks])]
     if spec.portfolio:
-        kind = family(spec.model)
-        fits = [fitted(recipe.settings, space, fixed, blocks) for recipe in PORTFOLIO[kind]]
+        kind = " and ".join(sorted({family(model) for model in spec.models}))
+        fits = [fitted(recipe.settings, space, fixed, blocks) for recipe in recipes_for(spec.models)]
         sound = [params for params, remarks in fits if not any(essential(remark) for remark in remarks)]
         new = add(lead, "portfolio", sound)
         lines.append(f"Portfolio: {portfolio_words(kind, len(fits), len(sound), new)}")
