@@ -193,7 +193,9 @@ def test_copies_reach_the_index(pictures):
         assert not digests[0] & digests[1]
 
 
-def test_one_fold_of_a_model_is_resident_and_none_once_the_search_goes_on(family):
+def test_one_fold_of_a_model_is_resident_and_none_once_the_search_goes_on():
+    family = Family(config(TWO))
+    train(family, model="glyphnet", frozen_layers=2)
     train(family, model=SMALL, frozen_layers=2)
     own = family.loaded(Member(SMALL)).features
     assert own.kept
