@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,11 +13,13 @@ from mlflow import MlflowClient
 from hpsearch.proof import outstanding, proof_of
 from hpsearch.search.catalog import read_study
 from hpsearch.search.store import opened
+from tests.test_docs import ROOT, blocks
 from tests.test_main_job import HPSEARCH, hpsearch
 
 QUICK = ["--trials", "6", "--workers", "1", "--set", "space.epochs=3", "--set", "space.frozen_layers.low=4", "--seed", "2"]
-ASKED = ["run", *QUICK, "--references", "--confirm", "2x2"]
-NAME = "digits-tpe-s2"
+PAGE = [line.split(" #")[0].split() for line in "\n".join(blocks(ROOT / "docs" / "proof.md", "sh")).splitlines() if line]
+NAME = "proven"  # what the page calls it
+ASKED = [*PAGE[0][1:], *QUICK, "--confirm", "2x2"]  # the page's command, smaller
 
 
 def stored(folder):
@@ -142,14 +145,14 @@ def test_best_export_and_predict_take_the_winner(done, tmp_path):
 
 
 def test_a_study_that_was_not_confirmed_is_tested_when_asked_and_a_second_time_is_told(tmp_path):
-    first = hpsearch(tmp_path, "run", *QUICK, "--no-tracking")
+    first = hpsearch(tmp_path, "run", *QUICK, "--name", NAME, "--no-tracking")
     assert "Test:" not in first.stdout
     study = stored(tmp_path)
     assert study.openings == ()
     look = hpsearch(tmp_path, "test")
     assert look.returncode == 0, look.stderr
     assert "1,346 test images" in look.stdout
-    more = hpsearch(tmp_path, "run", *QUICK, "--no-tracking", "--trials", "14")
+    more = hpsearch(tmp_path, "run", *QUICK, "--name", NAME, "--no-tracking", "--trials", "14")
     winner = proof_of(stored(tmp_path)).winner
     if winner != stored(tmp_path).openings[0]["trial"]:
         again = hpsearch(tmp_path, "test", "--again")
@@ -181,7 +184,7 @@ def test_an_interrupted_proof_goes_on_and_is_what_the_uninterrupted_one_is(done,
 
 
 def test_folds_confirm_too_and_the_report_is_written(tmp_path):
-    result = hpsearch(tmp_path, "run", *QUICK, "--no-tracking", "--cv", "2x3")
+    result = hpsearch(tmp_path, "run", *QUICK, "--name", NAME, "--no-tracking", "--cv", "2x3")
     assert result.returncode == 0, result.stderr
     assert "Confirmed on 3 folds" in result.stdout
     study = stored(tmp_path)
@@ -189,3 +192,18 @@ def test_folds_confirm_too_and_the_report_is_written(tmp_path):
     losses = {run.setup.fold: run.val_loss for run in study.runs if run.setup.trial == proof_of(study).winner and run.origin == "confirm"}
     assert len(set(losses.values())) == 3
     assert Path(tmp_path / "hpsearch-runs" / NAME / "report.html").exists()
+
+
+def test_the_commands_of_the_page_run_in_their_order(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done[0], folder)
+    for line in PAGE[1:]:
+        assert line[0] == "hpsearch"
+        more = [*QUICK, "--no-tracking", "--confirm", "2x3"] if line[1] == "run" else []
+        result = hpsearch(folder, *line[1:], *more)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    study = stored(folder)
+    again = {run.setup.name for run in study.runs} - {run.setup.name for run in stored(done[0]).runs}
+    assert proof_of(study).how == "3 fresh seeds"
+    assert again, "only what was missing was trained"
+    assert all(run.val_loss == next(r.val_loss for r in study.runs if r.setup == run.setup) for run in stored(done[0]).runs)
