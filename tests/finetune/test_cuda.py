@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from hpsearch.finetune.judge import judge
 from hpsearch.finetune.kernel import FineTuneKernel
 from hpsearch.finetune.memory import Forecast, peak
 from hpsearch.finetune.recipe import Recipe
@@ -120,3 +121,15 @@ def test_images_that_stay_on_the_host_are_streamed_to_the_same_result(tmp_path):
     resident, streamed = make(tmp_path / "a"), make(tmp_path / "b", memory=1)
     assert not streamed.resident().features.resident
     assert losses(train(streamed, **params)) == pytest.approx(losses(train(resident, **params)), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("k", [0, 6])
+def test_a_checkpoint_is_judged_as_it_was_scored_and_what_is_frozen_forgets_nothing(tmp_path, k, precision):
+    kernel = make(tmp_path / "a", precision=precision)
+    outcome = train(kernel, frozen_layers=k)[-1]
+    (found,) = judge({**kernel.config, "checkpoints": [["it", outcome.checkpoint]], "judge_split": "val"}).judged
+    assert found.loss == pytest.approx(outcome.val_loss, abs=1e-5 if precision == "fp32" else 1e-2)
+    assert found.images == sum(map(sum, found.confusion)) == 401
+    assert found.forgetting.before > 0.95
+    assert (found.forgetting.drop == 0) == (k == 6)
