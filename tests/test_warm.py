@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import optuna
 import pytest
@@ -119,6 +120,14 @@ def test_every_recipe_is_of_the_catalogue_has_a_source_and_comes_once():
                 known = ALL if value == "all" else value
                 assert checked(name, value, name) == known
         assert len({point_key(recipe.settings) for recipe in recipes}) == len(recipes)
+
+
+def test_the_page_of_the_study_file_lists_every_recipe():
+    page = (Path(__file__).parent.parent / "docs" / "study-file.md").read_text()
+    for kind, recipes in PORTFOLIO.items():
+        for recipe in recipes:
+            listed = ", ".join(f"`{k}` {v:g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in recipe.settings.items())
+            assert f"| {kind} | {listed} | {recipe.source} |" in page
 
 
 def test_every_model_has_a_family():
