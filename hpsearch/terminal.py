@@ -193,11 +193,12 @@ class Lines:
         """One ended trial."""
         loss = score(record) if record.val_loss is not None else record.error or ""
         star = "  best" if best == record.number and record.status is Status.COMPLETE else ""
+        lead = f"  {record.origin}" if record.origin in ("warm", "portfolio") else ""
         done, total = len(self.board.ended), self.board.budget
         if record.setup is not None:
             done, total = len(self.board.beside), self.board.stage_runs
         head = f"[{done}/{total}] {label(record)} {record.status.value.lower()}"
-        return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{star}"
+        return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{lead}{star}"
 
     def close(self) -> None:
         """Nothing is open."""

@@ -451,6 +451,8 @@ def test_both_from_the_command_line_on_the_embedded_data(tmp_path):
     assert done.returncode == 0, done.stderr
     # of five recipes two are as deep as this space wants it
     assert "Portfolio: 2 of 5 recipes for the embedded model open this study (3 need another learning rate" in done.stdout
+    ended = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert sum(line.removesuffix("  best").endswith("  portfolio") for line in ended) == 2
     trials = json.loads(hpsearch(tmp_path, "show", "--json").stdout)["trials"]
     assert [t["origin"] for t in trials] == ["default", "portfolio", "portfolio", "sampled", "sampled", "sampled"]
     command = ["run", "--trials", "4", "--warm-start", "digits-tpe", "--name", "second", "--no-tracking", *QUICK[:2]]
