@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hpsearch.finetune.family import Family
 from hpsearch.finetune.kernel import FineTuneKernel
 from hpsearch.spec import parse_spec
 from hpsearch.types import Facts, Job, Outcome, Progress, Status, Trial
@@ -16,10 +17,16 @@ def finetune(folder):
     return FineTuneKernel(parse_spec({}).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu"})
 
 
-@pytest.fixture(params=["finetune", "curves"], scope="module")
+def family(folder):
+    """Two models, of which trials that name none train the first."""
+    spec = parse_spec({"model": "glyphnet", "weights": "none", "space": {"model": ["glyphnet", "mnasnet0_5"]}, "preprocess": {"size": 32}})
+    return Family(spec.resolved() | {"folder": str(folder), "threads": 1, "device": "cpu"})
+
+
+@pytest.fixture(params=["finetune", "family", "curves"], scope="module")
 def kernel(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    return finetune(folder) if request.param == "finetune" else CurveKernel({})
+    return {"finetune": finetune, "family": family}[request.param](folder) if request.param != "curves" else CurveKernel({})
 
 
 def drive(kernel, trials, stop_at=None):
