@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
 from hpsearch.machine import crew, stop_signals, study_lock
-from hpsearch.proof import Proof, wanted, winner_of
+from hpsearch.proof import Proof, proof_of, wanted, winner_of
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
 from hpsearch.types import DataReport, Prepared, Say, Status, StoredStudy, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
 
@@ -334,6 +334,8 @@ def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Pa
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         data=read_data_report(where.runs(stored.name) / DATA_REPORT),
         headstart=stored.headstart,
+        proof=proof_of(stored) if wanted(stored) or stored.openings else None,
+        runs=stored.runs,
     )
     path = out or where.runs(stored.name) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)

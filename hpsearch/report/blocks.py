@@ -36,7 +36,7 @@ RECIPE_KEYS = ("data", "data_root", "bad_files", "split", "model", "weights", "p
 YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")  # read as something else than text
 COUNTS = ("images", "parameters", "classes", "files", "labels checked")  # how facts that count something begin
 CLASS_SHARES = ("precision", "recall", "f1")
-CLASS_NOTE = "Lowest recall first: the share of a class's validation images that is found. Few images, little certainty."
+CLASS_NOTE = "Lowest recall first: the share of a class's {images} that is found. Few images, little certainty."
 SHOWN: Mapping[str, Callable[[object], str]] = {
     "val_loss": loss,
     "seconds": seconds,
@@ -199,16 +199,21 @@ def counted(what: str, value: str) -> str:
 
 def per_class(view: StudyView) -> Grid:
     """How well the best trial tells each class, worst first; no rows when it was not recorded."""
-    frame, best = data.per_class(view), tables.best_trial(view)
-    rows = []
-    for name, images, *shares in frame.itertuples(index=False):
-        counted = Cell(NONE, "", "none") if images != images else Cell(f"{images:,.0f}", images, "num")
-        rows.append(
-            ("", (Cell(shorten(name, 60), name, "wrap class"), counted, *(cell(k, v) for k, v in zip(CLASS_SHARES, shares, strict=True))))
-        )
-    heads = tuple((LABELS.get(name, name), "text" if name == "class" else "num") for name in frame.columns)
+    best = tables.best_trial(view)
     title = f"Each class in the best trial ({best.number})" if best else "Each class in the best trial"
-    return Grid(title, heads, tuple(rows), *csv_link(view, "per_class", frame), sortable=True, note=CLASS_NOTE)
+    return class_grid(view, title, "per_class", data.per_class(view), LABELS["images"])
+
+
+def class_grid(view: StudyView, title: str, name: str, frame: pd.DataFrame, images: str) -> Grid:
+    """How well each class is told; `images` says which ones were counted."""
+    rows = []
+    for label, n, *shares in frame.itertuples(index=False):
+        counted = Cell(NONE, "", "none") if n != n else Cell(f"{n:,.0f}", n, "num")
+        rows.append(
+            ("", (Cell(shorten(label, 60), label, "wrap class"), counted, *(cell(k, v) for k, v in zip(CLASS_SHARES, shares, strict=True))))
+        )
+    heads = (("class", "text"), (images, "num"), *((LABELS.get(column, column), "num") for column in CLASS_SHARES))
+    return Grid(title, heads, tuple(rows), *csv_link(view, name, frame), sortable=True, note=CLASS_NOTE.format(images=images))
 
 
 def study(view: StudyView) -> Grid:

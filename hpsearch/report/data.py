@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hpsearch.report.tables import StudyView
+    from hpsearch.types import PerClass
 
 SPLITS = ("train", "val", "test")  # in this order; others after them
 LEVELS = ("error", "warning", "note")  # worst first
@@ -61,13 +62,26 @@ def data_facts(report: DataReport) -> pd.DataFrame:
 def per_class(view: StudyView) -> pd.DataFrame:
     """One row a class as the best trial sees it, lowest recall first: validation images, precision, recall, F1 (shares in [0, 1])."""
     best = tables.best_trial(view)
-    values = best.per_class if best else {}
+    return class_table(best.per_class if best else {}, class_names(view))
+
+
+def class_names(view: StudyView) -> Sequence[str]:
+    """What the worker calls the classes."""
     known = view.facts.get("classes")
-    names = known if isinstance(known, Sequence) and not isinstance(known, str) else ()
+    return [str(name) for name in known] if isinstance(known, Sequence) and not isinstance(known, str) else []
+
+
+def class_name(names: Sequence[str], i: int) -> str:
+    """What a class is called."""
+    return names[i] if i < len(names) else f"class {i}"
+
+
+def class_table(values: PerClass, names: Sequence[str]) -> pd.DataFrame:
+    """One row a class, lowest recall first."""
     rows: list[tuple[Any, ...]] = []
     for i in range(max(map(len, values.values()), default=0)):
         row = [tables.finite(values[name][i]) if i < len(values.get(name, ())) else None for name in CLASS_COLUMNS]
-        rows.append((str(names[i]) if i < len(names) else f"class {i}", *row))
+        rows.append((class_name(names, i), *row))
     rows.sort(key=lambda row: math.inf if row[3] is None else row[3])
     return tables.frame(rows, ["class", *CLASS_COLUMNS], CLASS_COLUMNS)
 

@@ -21,6 +21,8 @@ from hpsearch.report.data import data_cards, data_verdict
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import Findings, data
 from hpsearch.report.objective import objective
+from hpsearch.report.proof import PROOF, Gallery, Statements
+from hpsearch.report.proof_figures import PROVEN, Drawn
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
 from hpsearch.report.tables import StudyView
 from hpsearch.report.words import Card, cards, several, shorten, verdict
@@ -37,7 +39,7 @@ CONFIG = {
 TEMPLATE = "page.html.j2"
 PAGE_KEYS = ("title", "sections")
 SECTION_KEYS = ("heading", "text", "show")
-NAMES = (*FIGURES, *TABLES, *WORDS, "data")  # what a page spec can show
+NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data")  # what a page spec can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Plot:
     kind: str = "figure"
 
 
-Block: TypeAlias = Plot | Grid | Words | Findings
+Block: TypeAlias = Plot | Grid | Words | Findings | Statements | Gallery
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +139,23 @@ def blocks(view: StudyView, name: str) -> tuple[Block, ...]:
     """The figure, table or texts called `name`; none where the study has nothing of the kind."""
     if name == "data":
         return data(view)
+    if name in PROOF:
+        return PROOF[name](view)
+    if name in PROVEN:
+        found = PROVEN[name](view)
+        return (plot(view, name, found),) if found else ()
     if name in TABLES:
         table = TABLES[name](view)
         return (table,) if table.rows or name != "per_class" else ()
     if name in WORDS:
         words = WORDS[name](view)
         return (words,) if words.lines else ()
-    return (plot(view, name),) if name != "class_counts" or view.data else ()
+    return (plot(view, name, FIGURES[name](view)),) if name != "class_counts" or view.data else ()
 
 
-def plot(view: StudyView, name: str) -> Plot:
+def plot(view: StudyView, name: str, found: Drawn) -> Plot:
     """A figure taken apart for the page."""
-    drawn, table = FIGURES[name](view)
+    drawn, table = found
     whole = json.loads(drawn.to_json())
     title = whole["layout"].pop("title")
     whole["layout"].pop("template")

@@ -124,7 +124,8 @@ def template(ink: Ink) -> go.layout.Template:
         "annotationdefaults": {"font": {"color": ink.muted, "size": 12}, "showarrow": False},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": ink.muted, "activecolor": ink.text},
     }
-    return go.layout.Template(layout=layout, data={"scatter": [{"marker": {"line": {"color": ink.paper}}}]})
+    data = {"scatter": [{"marker": {"line": {"color": ink.paper}}}], "heatmap": [{"textfont": {"color": ink.text}}]}
+    return go.layout.Template(layout=layout, data=data)
 
 
 TEMPLATES = {mode: template(ink) for mode, ink in INKS.items()}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from hpsearch.diagnosis import diagnose
+from hpsearch.proof import Proof
 from hpsearch.recipes import CORE, CRAFT, KNOWN
 from hpsearch.report.objective import objective
 from hpsearch.types import DataReport, Status, TrialRecord, best_record
@@ -36,15 +37,17 @@ class StudyView:
     generated: str  # UTC
     data: DataReport | None = None  # what checking the data found
     headstart: tuple[str, ...] = ()  # what was said of the trials that the study began with
+    proof: Proof | None = None  # what was found beside the search
+    runs: tuple[TrialRecord, ...] = ()  # the runs that it rests on
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The numbers of a study's header. None where there is nothing to count or to compare."""
 
-    best: TrialRecord | None  # of the best score among complete trials
+    best: TrialRecord | None  # the confirmed winner; else the trial of the best score among complete ones
     default: TrialRecord | None  # trial of the default recipe
-    gain: float | None  # of the best over the default, in the objective's own unit: nats or percentage points; never negative
+    gain: float | None  # of the best over the default, one seed each, in the objective's own unit: nats or percentage points
     accuracy_gain: float | None  # percentage points, best minus default
     counts: Mapping[Status, int]
     seconds: float  # of training, summed over trials
@@ -162,8 +165,14 @@ def summary(view: StudyView) -> Summary:
 
 
 def best_trial(view: StudyView) -> TrialRecord | None:
-    """The study's best trial."""
-    return best_record(view.records)
+    """The study's best trial: the one that stood up best when trained again, where that was done."""
+    return confirmed_trial(view) or best_record(view.records)
+
+
+def confirmed_trial(view: StudyView) -> TrialRecord | None:
+    """The trial that stood up best when trained again; None where that was not done, or not to its end."""
+    winner = view.proof.winner if view.proof and view.proof.confirmed else None
+    return next((r for r in view.records if r.number == winner), None)
 
 
 def default_trial(view: StudyView) -> TrialRecord | None:

@@ -32,7 +32,7 @@ frame.addEventListener("load", () => setTimeout(() => {{
   const page = frame.contentDocument, seen = {{plots: {{}}}};
   for (const plot of page.querySelectorAll(".plot")) {{
     seen.plots[plot.id] = {{
-      marks: plot.querySelectorAll(".trace path, .points path, .point path, .bars path, path.point").length,
+      marks: plot.querySelectorAll(".trace path, .points path, .point path, .bars path, path.point, .heatmaplayer image").length,
       notes: plot.querySelectorAll(".annotation").length,
       drawn: plot.querySelector("svg.main-svg")?.getBoundingClientRect().width ?? 0,
       width: plot.clientWidth,

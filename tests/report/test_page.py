@@ -23,6 +23,8 @@ from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml, trials
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import MOST_EXAMPLES, THUMBNAIL, findings
 from hpsearch.report.page import NAMES, load_page, render, write_data_page, write_page
+from hpsearch.report.proof import PROOF
+from hpsearch.report.proof_figures import PROVEN
 from hpsearch.report.tables import StudyView
 from hpsearch.spec import parse_spec
 from hpsearch.types import OBJECTIVES, DataReport, Example, Finding, Status, TrialRecord
@@ -65,13 +67,13 @@ def check(text: str, study: StudyView) -> Reader:
     assert {a["id"] for _, a in page.elements if (a.get("id") or "").startswith("plot-")} == {f"plot-{name}" for name in drawn(study)}
     assert text.count("* plotly.js v") == 1
     assert [tag for tag, _ in page.elements].count("script") == 6
-    assert study.data or "img" not in [tag for tag, _ in page.elements]
+    assert study.data or study.proof or "img" not in [tag for tag, _ in page.elements]
     return page
 
 
 def drawn(study: StudyView) -> set[str]:
     """The figures that a page of the study has."""
-    return {name for name in FIGURES if study.data or name != "class_counts"}
+    return {name for name in FIGURES if study.data or name != "class_counts"} | {name for name, draw in PROVEN.items() if draw(study)}
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ def test_a_page_of_ones_own_without_code(tmp_path: Path) -> None:
 def test_the_study_page_shows_everything() -> None:
     shown = [name for section in load_page("study")["sections"] for name in section["show"]]
     assert sorted(shown) == sorted(NAMES)
-    assert set(NAMES) == {*FIGURES, *TABLES, *WORDS, "data"}
+    assert set(NAMES) == {*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data"}
 
 
 # ---------------------------------------------------------------- another objective

@@ -50,7 +50,7 @@ def test_cards_hold_the_key_numbers() -> None:
     study = view(record(0, losses=(0.5,), accuracy=0.8), record(1, losses=(0.6, 0.4), accuracy=0.9), record(2, Status.PRUNED, (0.9,)))
     shown = {card.label: card for card in words.cards(study)}
     assert shown["Best validation loss"].value == "0.400 nats"
-    assert shown["Best validation loss"].note == "trial 1, epoch 2 of 2"
+    assert shown["Best validation loss"].note == "trial 1, epoch 2 of 2; one seed"
     gain = shown["Gain over the default recipe"]
     assert (gain.value, gain.note) == ("0.100 nats", "loss 0.500 → 0.400 nats; accuracy +10.0 points; one seed")
     assert shown["Trials"].value == "3 of 50"
