@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ class Family:
             return True
         if not self.live.total():
             for other in idle:
-                if (shared := self.loaded(other)) is not None:
+                if other.fold is None and (shared := self.loaded(other)) is not None:
                     forget(shared.features)
         return not any(other.fold is not None and other.model == member.model for other in self.kernels if other != member)
 
@@ -78,6 +79,8 @@ class Family:
         if shared is not None:
             forget(shared.features)
             shared.packing.crowd.quit(shared.packing.slots)
+            del shared
+            gc.collect()  # networks and their slots know one another
 
     # ---------------------------------------------------------------- a kernel like others
 

@@ -1,6 +1,7 @@
 """Several models and folds on one device: each trial is trained as a kernel of its own would train it."""
 
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +212,26 @@ def test_one_fold_of_a_model_is_resident_and_none_once_the_search_goes_on():
     crowd = family.context.built["crowd"]
     assert crowd.slots.keys() == {0, 2}
     assert crowd.busy == set()
+
+
+def test_a_fold_that_is_done_with_gives_its_memory_back():
+    family, known = Family(config(TWO)), []
+    for i in range(3):
+        train(family, model=SMALL, setup=fold(i), frozen_layers=2)
+        member = Member(SMALL, (i, 3))
+        known += [[weakref.ref(thing) for thing in (family.kernels[member], family.loaded(member).model, family.loaded(member).features)]]
+    assert [[ref() is None for ref in refs] for refs in known] == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def test_a_fold_keeps_its_activations_while_other_models_train_on_it():
+    family = Family(config(TWO))
+    train(family, model=SMALL, setup=fold(0), frozen_layers=2)
+    kept = dict(family.loaded(Member(SMALL, (0, 3))).features.kept)
+    train(family, 1, model="glyphnet", setup=fold(0), frozen_layers=2)
+    train(family, model=SMALL, setup=fold(0), frozen_layers=2)
+    now = family.loaded(Member(SMALL, (0, 3))).features.kept
+    assert now.keys() == kept.keys()
+    assert all(now[key] is kept[key] for key in kept)
 
 
 def test_another_fold_waits_while_one_is_at_work():
