@@ -75,7 +75,9 @@ class Prover:
 
         for tracker in self.trackers:
             tracker.record(StageStarted(title, len(trials)))
-        objective = str(self.study().spec.get("objective", "val_loss"))
+        spec = self.study().spec
+        objective, repeat = str(spec.get("objective", "val_loss")), int(spec.get("repeat", 0))
+        trials = tuple(replace(trial, repeat=repeat) for trial in trials)
         with closing(ListedRuns(self.storage, self.name, objective, trials)) as runs:
             loop = Orchestrator(
                 runs,

@@ -5,6 +5,11 @@ from __future__ import annotations
 import hashlib
 
 
+def repeat_seed(study_seed: int, repeat: int) -> int:
+    """The seed of one repetition of a comparison; repetition 0 is the study itself."""
+    return seed_for(study_seed, repeat, "repeat") if repeat else study_seed
+
+
 def seed_for(study_seed: int, trial: int, purpose: str) -> int:
     """Seed in [0, 2**32) for one purpose ("sampler", "shuffle", ...) of one trial.
 

@@ -55,7 +55,7 @@ SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other d
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
-YOUNGER = ("precision", "augment_views")  # no part of the identity at their defaults: studies stored before there were such keys go on
+YOUNGER = ("precision", "augment_views", "repeat")  # no part of the identity at their defaults: studies stored without them go on
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -221,6 +221,7 @@ class StudySpec(Part):
     sampler: Annotated[Literal["grid", "random", "tpe", "gp", "qmc", "cmaes"], known_name(SAMPLERS, "sampler")] = "tpe"
     pruner: Annotated[PrunerSpec, BeforeValidator(short_pruner)] = PrunerSpec()
     seed: Whole = Field(0, ge=0, lt=2**31)
+    repeat: Whole = Field(0, ge=0, lt=2**31, description="of a comparison: sampler, heads and order drawn anew, images divided alike")
     trials: Whole = Field(50, ge=1, le=1_000_000)
     timeout: Real | None = Field(None, gt=0, description="seconds")
     workers: Whole | Literal["auto"] = "auto"
@@ -331,9 +332,9 @@ class StudySpec(Part):
         return self.name or self.name_after(self.data if self.model == EMBEDDED_MODEL else f"{Path(self.data).name}-{self.model}")
 
     def name_after(self, path: str) -> str:
-        """A name made of the last part of a path, the sampler and, unless 0, the seed."""
+        """A name made of the last part of a path, the sampler and, unless 0, seed and repeat."""
         base = re.sub(r"[^a-z0-9._-]+|[.]{2,}", "-", Path(path).name.lower()).strip("-._") or "study"
-        return f"{base[:40]}-{self.sampler}" + (f"-s{self.seed}" if self.seed else "")
+        return f"{base[:40]}-{self.sampler}" + (f"-s{self.seed}" if self.seed else "") + (f"-r{self.repeat}" if self.repeat else "")
 
     def resolved(self) -> dict[str, Any]:
         """JSON-able form with every default written out; `load_spec` of it gives the same study."""

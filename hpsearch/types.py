@@ -73,6 +73,8 @@ class Trial:
     origin: str = "sampled"  # "default", "warm", "portfolio", "sampled" or "grid"; "reference", "confirm" or "winner" beside the search
     resume: str | None = None  # file with the state it goes on from
     setup: Setup | None = None  # of a run beside the search, whose number is negative
+    repeat: int = 0  # of a comparison: it seeds head, order and augmentation in place of the trial's number
+    folder: str | None = None  # for its files, in place of the kernel's
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Outcome:
     error: str | None = None
     per_class: PerClass = field(default_factory=dict)  # at the kept epoch
     state: str | None = None  # file from which a stopped trial can go on exactly as if it had not been stopped
+    reused: bool = False  # nothing was trained: these are the results of the same configuration under another sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class TrialRecord:
     per_class: PerClass = field(default_factory=dict)
     state: str | None = None  # file that a paused trial goes on from
     setup: Setup | None = None  # of a run beside the search
+    reused: bool = False  # as in Outcome; seconds are those that the training took where it was done
 
     @property
     def score(self) -> float | None:
@@ -327,6 +331,7 @@ class StudyStarted:
     workers: int
     facts: Mapping[str, Any] = field(default_factory=dict)  # what workers of earlier sessions found
     beside: Sequence[TrialRecord] = ()  # runs beside the search, of earlier sessions
+    experiment: str = ""  # of MLflow; "" means the study's name
 
 
 @dataclass(frozen=True, slots=True)

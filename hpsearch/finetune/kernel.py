@@ -79,6 +79,7 @@ class FineTuneKernel:
         self.parts = Parts()
         self.broken = ""
         self.grown: list[int] = []  # bytes, by the last trials one after the other
+        self.drawn: tuple[int, dict[str, Tensor]] = (-1, {})  # by seed: the last network that was drawn
 
     # ---------------------------------------------------------------- what trials share
 
@@ -223,13 +224,20 @@ class FineTuneKernel:
 
     # ---------------------------------------------------------------- a trial
 
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """The state of a network drawn by `seed`; trials of one repeat ask for the same, and tracing it anew takes seconds."""
+        if self.drawn[0] != seed:
+            name, classes = self.config["model"], len(self.resident().data.classes)
+            self.drawn = (seed, models.build(name, classes, "none", seed, self.config["preprocess"]).initial)
+        return self.drawn[1]
+
     def train(self, trial: Trial, recipe: Recipe, slot: Slot) -> Session:
         """Fine-tune one trial, from its beginning or from a state; keeps the weights of the epoch that `rank` likes best."""
         start = time.monotonic()
         r, blocks = self.resident(), len(slot.model.blocks)
         images = len(r.data.train)
         batches = epoch_batches(images, recipe.batch_size)
-        initial = beside.start(trial.setup, recipe, slot.model, r.initial, self.config, len(r.data.classes))
+        initial = beside.start(trial, recipe, slot.model, r.initial, self.config, self.draw)
         seed, number = beside.draws(trial, self.seed)
         live = Live(slot.model, recipe.frozen_layers, slot.begin(recipe, initial))
         if trial.resume is not None:
@@ -335,7 +343,8 @@ class FineTuneKernel:
         assert live.best is not None  # epochs >= 1
         kept, checkpoint, state = live.best.progress, None, None
         per_class: PerClass = metrics.per_class(live.best.confusion) if finished else {}
-        folder = Path(self.config["folder"]) if self.config.get("folder") else None
+        place = trial.folder or self.config.get("folder")
+        folder = Path(place) if place else None
         if folder is not None and finished:
             path = folder / f"{beside.stem(trial)}.safetensors"
             r = self.resident()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from hpsearch.search.records import RECORD, direction_of, extras, open_study, po
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
 from hpsearch.search.store import Writer
-from hpsearch.seeds import seed_for
+from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Progress, Status, Trial, TrialRecord
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 
@@ -36,9 +37,11 @@ class OptunaSearcher:
     objective is to be maximised, since Optuna compares reports in the study's direction.
     """
 
-    def __init__(self, spec: StudySpec, storage: RDBStorage, begin: HeadStart = NOTHING) -> None:
+    def __init__(self, spec: StudySpec, storage: RDBStorage, begin: HeadStart = NOTHING, seconds: float = math.inf) -> None:
         preflight(spec.sampler)
-        self.spec = spec
+        self.spec, self.seconds = spec, seconds
+        self.seed = repeat_seed(spec.seed, spec.repeat)
+        self.spent = 0.0  # seconds of training, of trials that have ended; no trial is new once they reach `seconds`
         self.space = spec.parameters()
         self.varied = distributions(self.space)
         self.fixed = {p.name: p.default for p in self.space if p.name not in self.varied}
@@ -74,6 +77,7 @@ class OptunaSearcher:
             self.memory.set_study_system_attr(self.study._study_id, key, value)
         for stored in sorted(self.storage.get_all_trials(self.study_id), key=lambda t: t.number):
             self.ids[stored.number] = stored._trial_id
+            self.spent += float(stored.user_attrs.get(RECORD, {}).get("seconds", 0.0)) if stored.state.is_finished() else 0.0
             if self.rungs is not None:
                 self.rungs.recall(stored.number, {percent: self.sign * v for percent, v in stored.intermediate_values.items()})
                 if stored.state is TrialState.PRUNED:
@@ -109,7 +113,7 @@ class OptunaSearcher:
         listed = list(self.lead)
         if self.spec.sampler == "grid":
             points = list(grid_points(self.space))
-            random.Random(seed_for(self.spec.seed, 0, "grid")).shuffle(points)
+            random.Random(seed_for(self.seed, 0, "grid")).shuffle(points)
             listed += [("grid", point) for point in points]
         for origin, params in listed:
             if point_key(params) not in seen:
@@ -137,6 +141,7 @@ class OptunaSearcher:
                 break
             else:
                 trial = self.sample()
+            trial = replace(trial, repeat=self.spec.repeat)
             self.begin(trial)
             out.append(trial)
         return tuple(out)
@@ -184,6 +189,7 @@ class OptunaSearcher:
             objective=self.spec.objective,
             per_class=dict(outcome.per_class),
             state=outcome.state,
+            reused=outcome.reused,
         )
         if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
             return self.pause(record)
@@ -192,6 +198,7 @@ class OptunaSearcher:
     def conclude(self, record: TrialRecord) -> TrialRecord:
         """Tell Optuna of an ended trial and queue it for the storage."""
         number, memory_id = record.number, self.memory_id(record.number)
+        self.spent += record.seconds
         self.memory.set_trial_user_attr(memory_id, RECORD, extras(record))
         if "accuracy" in record.metrics:  # for whoever looks with Optuna's dashboard
             self.memory.set_trial_user_attr(memory_id, "accuracy", record.metrics["accuracy"])
@@ -257,14 +264,12 @@ class OptunaSearcher:
 
     def remaining(self, budget: int) -> int:
         """How many trials may be asked for now: interrupted ones, those that go on, and what the study lacks to `budget` in all."""
-        return len(self.again) + self.promotable() + max(0, budget - self.memory.get_n_trials(self.study._study_id))
+        fresh = self.promotable() + max(0, budget - self.memory.get_n_trials(self.study._study_id))
+        return len(self.again) + (fresh if self.spent < self.seconds else 0)
 
     def size(self, budget: int) -> int:
         """How many trials the study will come to: its budget, or what a grid has."""
-        if self.spec.sampler != "grid":
-            return budget
-        planned = [*grid_points(self.space), default_params(self.space), *(params for _, params in self.lead)]
-        return min(budget, len({point_key(params) for params in planned}))
+        return most_trials(self.spec, [params for _, params in self.lead], budget)
 
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
@@ -289,7 +294,7 @@ class OptunaSearcher:
     def sample(self) -> Trial:
         """One configuration from the sampler, seeded by the trial's number."""
         number = self.memory.get_n_trials(self.study._study_id)
-        self.study.sampler = make_sampler(self.spec.sampler, self.space, self.spec.seed, number)
+        self.study.sampler = make_sampler(self.spec.sampler, self.space, self.seed, number)
         asked, params = self.study.ask(), dict(self.fixed)
         for p in self.space:  # parents first
             if p.name in self.varied and p.active(params):
@@ -335,3 +340,11 @@ class OptunaSearcher:
         """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""
         if number in self.ids:
             rows.requeue(self.storage, self.ids[number])
+
+
+def most_trials(spec: StudySpec, lead: Sequence[Params], budget: int) -> int:
+    """How many trials a study that begins with `lead` comes to: its budget, or what a grid has."""
+    if spec.sampler != "grid":
+        return budget
+    space = spec.parameters()
+    return min(budget, len({point_key(params) for params in (*grid_points(space), default_params(space), *lead)}))

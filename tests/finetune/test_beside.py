@@ -85,3 +85,36 @@ def test_in_slots_beside_trials_of_the_search_they_are_what_they_are_alone(tmp_p
     for trial in trials:
         alone = together(solo, [trial])
         assert of(found, trial.number)[:-1] == of(alone, trial.number)[:-1]
+
+
+# ---------------------------------------------------------------- repeats of a comparison
+
+
+@pytest.mark.parametrize("craft", [{}, {"frozen_layers": 6}, {"frozen_layers": 2, "mixup": 0.4, "dropout": 0.3, "flip": 0.5}])
+def test_in_a_repeat_a_configuration_trains_the_same_whatever_its_number(tmp_path, craft):
+    kernel = make(tmp_path, recipe={k: v for k, v in craft.items() if k in ("mixup", "flip")})
+    params = {**PARAMS, "epochs": 3, **{k: v for k, v in craft.items() if k not in ("mixup", "flip")}}
+
+    def trained(number, repeat):
+        (tmp_path / f"{number}-{repeat}").mkdir(exist_ok=True)
+        trial = Trial(number, params, repeat=repeat, folder=str(tmp_path / f"{number}-{repeat}"))
+        *progress, outcome = [item for step in kernel.session(Job(0, (trial,))) for item in step]
+        assert outcome.status is Status.COMPLETE, outcome.error
+        assert outcome.checkpoint == str(tmp_path / f"{number}-{repeat}" / f"trial-{number:04d}.safetensors")
+        return losses(progress), load_file(outcome.checkpoint)
+
+    first, third, other = trained(3, 1), trained(11, 1), trained(3, 2)
+    assert first[0] == third[0]
+    assert all(torch.equal(first[1][name], third[1][name]) for name in first[1])
+    assert first[0] != other[0]
+    assert trained(3, 1)[0] == first[0], "another repeat between them changes nothing"
+    plain = trained(0, 0)[0]
+    assert plain not in (first[0], other[0])
+
+
+def test_a_winner_of_a_repeat_trained_again_is_what_it_was(kernel):
+    trial = Trial(5, {**PARAMS, "epochs": 2}, repeat=2)
+    *first, _ = [item for step in kernel.session(Job(0, (trial,))) for item in step]
+    again = Trial(-1, {**PARAMS, "epochs": 2}, origin="winner", setup=Setup("again-0005", like=5), repeat=2)
+    *second, _ = [item for step in kernel.session(Job(0, (again,))) for item in step]
+    assert losses(first) == losses(second)
