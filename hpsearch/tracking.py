@@ -134,6 +134,9 @@ def serve(events: multiprocessing.Queue[Event | None], answers: multiprocessing.
         create_store(uri)
         mirror = Mirror(uri)
         for event in flowing(events):
+            if isinstance(event, StudyStarted):  # one process mirrors several studies, one after the other
+                mirror.flush()
+                mirror = Mirror(uri)
             mirror.flush() if event is None else mirror.take(event)
         mirror.flush()
     except Exception as error:
@@ -235,9 +238,10 @@ class Mirror:
         from mlflow.entities import Param
 
         self.classes = event.facts.get("classes", ())
-        found = self.client.get_experiment_by_name(event.study)
+        name = event.experiment or event.study
+        found = self.client.get_experiment_by_name(name)
         if found is None:
-            self.experiment = self.client.create_experiment(event.study, tags={"mlflow.experimentKind": "custom_model_development"})
+            self.experiment = self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
         else:
             self.experiment = found.experiment_id
             if found.lifecycle_stage == "deleted":

@@ -138,6 +138,24 @@ def test_another_study_of_the_same_name_gets_a_parent_of_its_own(tmp_path, new_s
     assert len(runs) == 10
 
 
+def test_one_mirror_takes_several_studies_into_one_experiment(tmp_path, new_store):
+    uri = new_store(tmp_path)
+    tracker = MlflowTracker(uri, tmp_path)
+    for name in ("digits-tpe", "digits-random"):
+        for event in study_events(name):
+            tracker.record(replace(event, uid=f"uid-{name}", experiment="samplers") if isinstance(event, StudyStarted) else event)
+    tracker.close()
+    assert tracker.problem == ""
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("samplers").experiment_id], max_results=100)
+    parents = {r.info.run_name: r for r in runs if "mlflow.parentRunId" not in r.data.tags}
+    assert set(parents) == {"digits-tpe", "digits-random"}
+    for parent in parents.values():
+        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert sorted(int(r.data.tags["hpsearch.trial"]) for r in children) == [0, 1, 2, 3]
+        assert (parent.info.status, parent.data.metrics["best_val_loss"]) == ("FINISHED", 0.6)
+
+
 def test_the_mirror_ends_when_the_orchestrator_is_killed(tmp_path, new_store):
     code = f"""
 import sys, time
