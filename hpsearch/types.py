@@ -125,7 +125,7 @@ class Outcome:
     error: str | None = None
     per_class: PerClass = field(default_factory=dict)  # at the kept epoch
     state: str | None = None  # file from which a stopped trial can go on exactly as if it had not been stopped
-    reused: bool = False  # nothing was trained: these are the results of the same configuration under another sampler
+    reused: str = ""  # "STUDY, trial N": nothing was trained, these are the results of the same configuration there
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class TrialRecord:
     per_class: PerClass = field(default_factory=dict)
     state: str | None = None  # file that a paused trial goes on from
     setup: Setup | None = None  # of a run beside the search
-    reused: bool = False  # as in Outcome; seconds are those that the training took where it was done
+    reused: str = ""  # as in Outcome; seconds are those that the training took there
 
     @property
     def score(self) -> float | None:
@@ -194,6 +194,7 @@ class StoredStudy:
     runs: tuple[TrialRecord, ...] = ()  # beside the search
     openings: tuple[Mapping[str, Any], ...] = ()  # of the test split, in order
     headstart: tuple[str, ...] = ()  # what was said of the trials that it began with
+    uid: str = ""  # as in StudyStarted
 
     @property
     def default(self) -> TrialRecord | None:
@@ -328,7 +329,7 @@ class StudyStarted:
     spec: Mapping[str, Any]  # resolved
     records: Sequence[TrialRecord]  # of earlier sessions
     budget: int  # trials in total
-    workers: int
+    workers: int  # 0: nothing is trained, what was is told again
     facts: Mapping[str, Any] = field(default_factory=dict)  # what workers of earlier sessions found
     beside: Sequence[TrialRecord] = ()  # runs beside the search, of earlier sessions
     experiment: str = ""  # of MLflow; "" means the study's name
@@ -384,7 +385,7 @@ class TrialEnded:
 
 @dataclass(frozen=True, slots=True)
 class StudyEnded:
-    """The loop ended: `reason` is "budget", "timeout", "exhausted" or "interrupted"."""
+    """The loop ended: `reason` is "budget", "timeout", "exhausted", "interrupted", or "" where that is not known."""
 
     reason: str
     best: TrialRecord | None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from optuna.storages import RDBStorage
 
 from hpsearch.errors import FixInput, NotFound
@@ -13,7 +14,9 @@ from hpsearch.portfolio import ESSENTIAL, family, recipes_for
 from hpsearch.recipes import has_effect
 from hpsearch.search.catalog import read_study
 from hpsearch.search.records import HEADSTART, RECORD, point_key
+from hpsearch.search.samplers import distributions, make_sampler
 from hpsearch.search.store import opened
+from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import Space, bind_blocks, default_params
 from hpsearch.spec import StudySpec
 from hpsearch.types import Params, Say, Status, StoredStudy, Value
@@ -151,6 +154,30 @@ def add(lead: dict[Any, tuple[str, Params]], origin: str, configurations: Iterab
 def essential(remark: Remark) -> bool:
     """Whether a recipe would be another one without this value."""
     return remark.name in ESSENTIAL and (remark.kind == "outside" or remark.name != "learning_rate")
+
+
+def initial(spec: StudySpec, n: int) -> HeadStart:
+    """The `n` trials that every sampler of a comparison begins with in one repeat: the default recipe, and random configurations.
+
+    They depend on seed, repeat and space alone. A space of few points has fewer.
+    """
+    space, seed = spec.parameters(), repeat_seed(spec.seed, spec.repeat)
+    lead: dict[Any, tuple[str, Params]] = {point_key(default_params(space)): ("default", {})}
+    for draw in range(20 * n):
+        if len(lead) < n:
+            add(lead, "initial", [drawn(space, seed_for(seed, draw, "initial"))])
+    return HeadStart(tuple(lead.values())[1:])
+
+
+def drawn(space: Space, seed: int) -> Params:
+    """One random configuration."""
+    varied = distributions(space)
+    asked = optuna.create_study(sampler=make_sampler("random", space, seed, 0)).ask()
+    params: dict[str, Value] = {p.name: p.default for p in space if p.name not in varied}
+    for p in space:  # parents first
+        if p.name in varied and p.active(params):
+            params[p.name] = asked._suggest(p.name, varied[p.name])
+    return params
 
 
 # ---------------------------------------------------------------- in words

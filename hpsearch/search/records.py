@@ -111,7 +111,7 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "error": record.error,
         "per_class": dict(record.per_class),
         "state": record.state,
-        **({"reused": True} if record.reused else {}),
+        **({"reused": record.reused} if record.reused else {}),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.executors.worker import KernelRef
 from hpsearch.types import Job, Outcome, Progress, Status, Trial
 from tests.kernels import PARAMS
@@ -15,10 +16,11 @@ from tests.kernels import PARAMS
 
 def make(kind, config=None, workers=2):
     ref = KernelRef("tests.kernels:curves", config or {})
-    return InlineExecutor(ref) if kind == "inline" else ProcessExecutor(ref, workers)
+    executor = ProcessExecutor(ref, workers) if "process" in kind else InlineExecutor(ref)
+    return Reusing(executor, Memo()) if "reusing" in kind else executor
 
 
-@pytest.fixture(params=["inline", "process"])
+@pytest.fixture(params=["inline", "process", "reusing inline", "reusing process"])
 def kind(request):
     return request.param
 
