@@ -221,25 +221,19 @@ def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
-    from hpsearch.proving import flat, write_proof
+    from hpsearch.proving import write_proof
     from hpsearch.search.store import opened
 
     say("Writing the report", 0, 0)
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
         report = write_report(storage, stored, where)
-    proof, proven = write_proof(stored, where.runs(stored.name)) if wanted(stored) or stored.openings else (None, None)
+    proof = write_proof(stored, where.runs(stored.name))[0] if wanted(stored) or stored.openings else None
     resolved = where.runs(stored.name) / "spec.json"
     resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
-    best = best_record(stored.records)
-    default = next((r for r in stored.records if r.number == 0), None)
     winner = winner_of(stored)
     weights = winner.checkpoint if winner and winner.checkpoint and Path(winner.checkpoint).exists() else None
-    data_report = where.runs(stored.name) / DATA_REPORT
-    files = [report, resolved, *([data_report] if data_report.exists() else []), *([Path(weights)] if weights else [])]
-    files += [proven] if proven else []
-    scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)
-    ended = StudyEnded(reason, best, default, [str(file) for file in files], scores, confirmed)
+    ended = ending(stored, where, reason)
     for tracker in trackers:
         tracker.record(ended)
     mlflow = next((tracker for tracker in trackers if isinstance(tracker, tracking.MlflowTracker)), None)
@@ -251,17 +245,37 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     return Summary(
         study=stored.name,
         reason=reason,
-        best=best,
-        default=default,
+        best=ended.best,
+        default=ended.default,
         counts={k: v for k, v in counts.items() if v},
         seconds=time.monotonic() - begun,
         report=str(report),
         weights=weights,
         winner=winner,
         proof=proof,
-        tracking_problem=mlflow.problem if mlflow and mlflow.problem else None,
+        tracking_problem=behind(mlflow, stored.name) if mlflow and mlflow.problem else None,
         ui_command=ui_command(where) if mlflow else None,
     )
+
+
+def ending(stored: StoredStudy, where: Place, reason: str) -> StudyEnded:
+    """How a study ended, with the files that it left in its folder."""
+    from hpsearch.proving import PROOF, flat
+
+    folder, winner = where.runs(stored.name), winner_of(stored)
+    files = [folder / name for name in ("report.html", "spec.json", DATA_REPORT)]
+    files += [Path(winner.checkpoint)] if winner and winner.checkpoint else []
+    proof = proof_of(stored) if wanted(stored) or stored.openings else None
+    files += [folder / PROOF] if proof else []
+    scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)
+    there = [str(file) for file in files if file.exists()]
+    return StudyEnded(reason, best_record(stored.records), stored.default, there, scores, confirmed)
+
+
+def behind(mlflow: tracking.MlflowTracker, study: str) -> str:
+    """What MLflow lacks, why, and what to do."""
+    points = f" by {mlflow.behind:,} points" if mlflow.behind else ""
+    return f"MLflow is behind{points}: `hpsearch sync {shlex.quote(study)}` completes it ({mlflow.problem})"
 
 
 # ---------------------------------------------------------------- looking
@@ -410,8 +424,9 @@ def cache(clear: bool) -> dict[str, Any]:
 
 
 def ui_command(where: Place) -> str:
-    """The plain command that opens MLflow's page on this store."""
-    return f"mlflow ui --backend-store-uri {shlex.quote(where.tracking or '')}"
+    """The plain command that opens MLflow's page on this store, or the address of a server; without credentials."""
+    uri = tracking.masked(where.tracking or "", where.tracking or "")
+    return uri.replace("***@", "") if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def ui(where: Place, host: str, port: int) -> list[str]:
@@ -420,7 +435,7 @@ def ui(where: Place, host: str, port: int) -> list[str]:
     MLflow's default is 15 processes and 3 GB; one worker without its job runner is 2 processes and 0.5 GB.
     """
     if where.tracking is None or where.tracking.startswith(("http", "databricks")):
-        raise FixSetup(f"the runs are on {where.tracking}: open that address in a browser")
+        raise FixSetup(f"the runs are on {ui_command(where)}: open that address in a browser")
     file = Path(where.tracking.removeprefix("sqlite:///"))
     if where.tracking.startswith("sqlite") and not file.exists():
         raise NotFound(f"there is no MLflow store {file} yet: run a study first, or name one with --tracking-uri")

@@ -146,8 +146,7 @@ def run(
         for line in summary_lines(summary):
             click.secho(line, bold=line.startswith("Best: "))
         if summary.tracking_problem:
-            problem = f"MLflow is behind: {summary.tracking_problem}."
-            click.echo(f"{problem} The study itself is whole; run the same command to complete it.", err=True)
+            click.echo(f"{summary.tracking_problem}. The study itself is whole.", err=True)
     if summary.best is None:
         sys.exit(1)
 
@@ -427,6 +426,30 @@ def cache(clear: bool, as_json: bool) -> None:
     click.echo(f"{found['folder']}: {size(found['bytes'])}{' deleted' if clear else ''}")
     for entry in found["entries"]:
         click.echo(f"  {entry['images']:>8,} images  {size(entry['bytes']):>8}  last used {day(entry['last_used'])}  {entry['data']}")
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
+@stored
+@guarded
+def sync(study: str | None, tracking_uri: str | None, storage: str | None, as_json: bool) -> None:
+    """Bring a study into MLflow, from the storage.
+
+    What MLflow lacks is added, for a server that was away or a study that was run without tracking; twice changes nothing.
+    """
+    from rich.console import Console
+
+    from hpsearch import publishing
+    from hpsearch.actions import ui_command
+    from hpsearch.printing import Steps
+
+    where = located(storage, tracking_uri)
+    with Steps(Console(stderr=True)) as steps:
+        done = publishing.sync(where, study, steps.say)
+    beside = f" and {done.beside:,} beside the search" if done.beside else ""
+    told = f"{done.study}: MLflow has {done.trials:,} trials{beside}\nMLflow:  {ui_command(where)}"
+    click.echo(json.dumps(asdict(done), indent=2) if as_json else told)
 
 
 @main.command()

@@ -56,7 +56,7 @@ FLOORS = (
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
     ("hpsearch.proving",),
-    ("hpsearch.actions", "hpsearch.delivery"),
+    ("hpsearch.actions", "hpsearch.delivery", "hpsearch.publishing"),
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary"),
 )
 LOWEST = {
@@ -78,6 +78,7 @@ BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.summary", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.printing"),
     ("hpsearch.delivery", "hpsearch.actions"),
+    ("hpsearch.publishing", "hpsearch.actions"),
 }
 
 

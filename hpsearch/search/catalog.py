@@ -33,7 +33,8 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     objective = spec.get("objective", "val_loss")
     records, openings = tuple(record_of(t, fixed, objective) for t in trials), tuple(attributes.get(OPENINGS, ()))
     remarks = tuple(stored.get(HEADSTART, {}).get("remarks", ()))
-    return StoredStudy(name, spec, stored.get("facts", {}), records, runs_of(attributes, objective), openings, remarks)
+    runs = runs_of(attributes, objective)
+    return StoredStudy(name, spec, stored.get("facts", {}), records, runs, openings, remarks, stored.get("uid", ""))
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

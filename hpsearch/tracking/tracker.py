@@ -1,0 +1,111 @@
+"""What the loop tells MLflow: a queue that never blocks, to a process of its own. Optuna's storage is the truth; this is a mirror of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpsearch.errors import FixInput
+from hpsearch.machine import shielded
+from hpsearch.tracking.process import masked, serve
+from hpsearch.types import EpochDone, Event, TrialEnded
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+EXIT_SECONDS = 3.0  # how long a mirror that has answered may take to end
+STILL_SECONDS = 30.0  # how long the end of a study waits for a mirror that gets nowhere
+DRAIN_SECONDS = 120.0  # how long for one that does
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+class NoTracker:
+    """Listens to nothing."""
+
+    def record(self, event: Event) -> None:
+        """Ignore the event."""
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+def tracking_uri(given: str | None, folder: Path) -> str:
+    """Where MLflow's store is: `given`, else MLFLOW_TRACKING_URI, else MLflow's own default, mlflow.db in `folder`.
+
+    FixInput for a kind of store that MLflow cannot write.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if "://" not in uri or scheme not in SCHEMES:
+        shown = masked(uri, uri)
+        raise FixInput(f"--tracking-uri '{shown}': MLflow no longer writes to plain folders; use sqlite:///mlflow.db or http://host:port")
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
+    return uri
+
+
+class MlflowTracker:
+    """Sends events to the mirror's process; `record` returns at once whatever MLflow does."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        quiet_environment()
+        context = multiprocessing.get_context("spawn")
+        self.events: multiprocessing.Queue[Event | None] = context.Queue()
+        self.answers: multiprocessing.Queue[str] = context.Queue()
+        self.taken: Synchronized[int] = context.Value("q", 0)
+        self.beats: Synchronized[int] = context.Value("q", 0)
+        shared = (self.events, self.answers, self.taken, self.beats)
+        self.process = context.Process(target=serve, args=(*shared, uri, str(folder)), name="hpsearch-mlflow", daemon=True)
+        with shielded():
+            self.process.start()
+        self.problem: str | None = None
+        self.points = 0  # recorded: epochs, and ends of trials
+
+    @property
+    def behind(self) -> int:
+        """How many epochs and ends of trials MLflow does not have."""
+        return self.points - self.taken.value
+
+    def record(self, event: Event) -> None:
+        """Queue the event."""
+        self.points += isinstance(event, (EpochDone, TrialEnded))
+        self.events.put(event)
+
+    def close(self, patience: float | None = DRAIN_SECONDS) -> None:
+        """Wait until the mirror is complete; `problem` then says what is missing, if anything.
+
+        It waits at most STILL_SECONDS for a mirror that gets nowhere, `patience` in all; None: as long as it takes.
+        """
+        self.events.put(None)
+        moved, seen, begun = time.monotonic(), self.beats.value, time.monotonic()
+        while self.problem is None:
+            try:
+                self.problem = self.answers.get(timeout=0.5)
+            except queue.Empty:
+                now = time.monotonic()
+                if self.beats.value != seen:
+                    moved, seen = now, self.beats.value
+                if not self.process.is_alive():
+                    self.problem = "its process died"
+                elif patience is not None and (now - moved > STILL_SECONDS or now - begun > patience):
+                    self.problem = f"MLflow did not take everything within {now - begun:.0f} s"
+        self.process.join(EXIT_SECONDS)  # killed while it gives its semaphores back, it would leave a warning on the terminal
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End the mirror's process at once."""
+        self.process.kill()
+        self.process.join()
+        self.events.cancel_join_thread()
+        self.events.close()
+
+
+def quiet_environment() -> None:
+    """Telemetry off unless the user turned it on, short patience with a dead server; inherited by MLflow's processes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
