@@ -142,10 +142,10 @@ WATCHED = "BENCHMARKS_WATCHED"
 
 def watch(folder: Path) -> None:
     """Have workers note what they allocate on a GPU."""
-    from hpsearch import actions
+    from hpsearch import startup
 
     os.environ[WATCHED] = str(folder)
-    actions.KERNEL = "benchmarks.ours:watched_kernel"
+    startup.KERNEL = "benchmarks.ours:watched_kernel"
 
 
 def watched_kernel(config: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,22 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, Interrupted, NotFound
-from hpsearch.machine import crew, stop_signals, study_lock
+from hpsearch.errors import FixSetup, Interrupted, NotFound
+from hpsearch.machine import stop_signals, study_lock
 from hpsearch.proof import Proof, proof_of, wanted, winner_of
-from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
-from hpsearch.types import DataReport, Prepared, Say, Status, StoredStudy, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
+from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
+from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from hpsearch.executors.process import ProcessExecutor
     from hpsearch.spec import StudySpec
-
-KERNEL = "hpsearch.finetune.family:make"
-PREPARE = "hpsearch.finetune.prepare:prepare"
-DATA_REPORT = "data-check.json"
-PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.family", "hpsearch.finetune.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +87,18 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     `say` hears what long steps are doing. Raises FixInput or FixSetup before the first trial, WaitOrStop when another
     process runs this study, Interrupted after a signal, once everything that was told is stored.
     """
-    from hpsearch.executors.process import ProcessExecutor
-    from hpsearch.executors.worker import KernelRef
-    from hpsearch.finetune.names import check_names
-
     begun = time.monotonic()
     name, folder = spec.study_name(), where.runs(spec.study_name())
-    if spec.data != EMBEDDED_DATA and "model" not in spec.model_fields_set:
-        raise FixInput(
-            f"name a model for {spec.data}, such as --model resnet50 (`hpsearch model` lists all): the embedded {EMBEDDED_MODEL} knows "
-            f"16-pixel glyphs only; to use it all the same, say --model {EMBEDDED_MODEL}"
-        )
-    for model in spec.models:
-        check_names(model, spec.weights)
+    check_models(spec)
     source = None
     if spec.warm_start:  # found before anything is created
         from hpsearch.search.headstart import find_source
 
         source = find_source(where.storage, spec)
-    workers = crew(spec.workers, spec.threads)
-    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
-    preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
-    executor = ProcessExecutor(None, workers, spec.threads, preload)  # torch loads while Optuna does
-    from hpsearch.search.store import check_storage, open_storage
+    executor = begin_workers(spec, name, say)  # torch loads while Optuna does
+    from hpsearch.search.store import open_storage
 
-    file = check_storage(where.storage, create=True)
-    beside = [file.parent / "hpsearch-runs" / name] if file else []
-    with study_lock([folder, *beside], name), stop_signals() as stopped_by:
+    with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as stopped_by:
         mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
         trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
         try:
@@ -144,11 +123,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
                         same_inputs(name, known, prepared)
-                        found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
-                        if len(spec.models) > 1:
-                            found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}
-                        config = spec.resolved() | {"folder": str(folder), "workers": workers} | found
-                        executor.ref = KernelRef(KERNEL, config)
+                        executor.ref = kernel_of(spec, prepared, folder, executor.workers)
                     loop = Orchestrator(
                         searcher,
                         executor,
@@ -159,9 +134,9 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         stop=lambda: "interrupted" if stopped_by() else None,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
-                if reason != "interrupted" and due(read_study(storage, name)):
+                if executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):
                     prover = Prover(storage, name, executor, trackers, loop.facts, stopped_by, say)
-                    reason = prover.prove(config) or reason
+                    reason = prover.prove(executor.ref.config) or reason
             summary = finish(spec, where, reason, trackers, say, begun)
         except BaseException:
             if mlflow is not None:
@@ -170,53 +145,6 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     if summary.reason == "interrupted":
         raise Interrupted("stopped; nothing that was told is lost. The same command goes on with the study", stopped_by() or signal.SIGINT)
     return summary
-
-
-def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
-    """What a worker found in an earlier session of the study; nothing for a new one, or one with another model."""
-    from hpsearch.finetune.names import choices_of
-    from hpsearch.search.catalog import read_study
-
-    try:
-        stored = read_study(storage, spec.study_name())
-    except NotFound:
-        return {}
-    return stored.facts if stored.spec and choices_of(stored.spec) == spec.models else {}
-
-
-def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
-    """Data and weights made ready in a process of their own, findings kept in the study's folder; FixInput for refused data."""
-    prepared: Prepared = executor.aside(PREPARE, spec.resolved() | {"folder": str(folder)}, say, stopped_by)
-    file = folder / DATA_REPORT
-    file.write_text(json.dumps(asdict(prepared.report)))
-    for line in worth_reading(spec, prepared):
-        say(line, 0, 0)
-    if refused := prepared.report.refused:
-        listed = "\n".join(f"  {finding.text}" for finding in refused)
-        raise FixInput(f"the data cannot be used:\n{listed}\n`hpsearch check {shlex.quote(spec.data)}` shows everything found in it")
-    return prepared
-
-
-def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
-    """What a person should read about weights and data before the first trial."""
-    embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
-    warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
-    slow = f"Model: {prepared.unshared}, so every step computes its frozen blocks anew"
-    loaded = [f"{name}: {model['weights']}" for name, model in prepared.models.items()] or [f"W{prepared.weights[1:]}"]
-    return ([] if embedded and not prepared.models else loaded) + ([slow] if prepared.unshared else []) + warnings
-
-
-def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
-    """Refuse to go on with a study on other images, labels, splits or weights than it began with."""
-    for key, now, what in (
-        ("data_digest", prepared.digest, "images, labels or splits"),
-        ("weights_digest", prepared.weights_digest, "pretrained weights"),
-    ):
-        if known.get(key) not in (None, now):
-            raise ChooseAnotherName(
-                f"the {what} have changed since the study '{name}' began, so new trials could not be compared with its "
-                "earlier ones: choose another --name, or bring them back as they were"
-            )
 
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:

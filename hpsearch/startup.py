@@ -1,0 +1,115 @@
+"""What comes before the first trial: names checked, workers begun, data and weights made ready, the kernel's configuration."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
+from hpsearch.machine import crew
+from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
+from hpsearch.types import Prepared, Say
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from hpsearch.executors.process import ProcessExecutor
+    from hpsearch.executors.worker import KernelRef
+    from hpsearch.spec import StudySpec
+
+KERNEL = "hpsearch.finetune.family:make"
+PREPARE = "hpsearch.finetune.prepare:prepare"
+DATA_REPORT = "data-check.json"
+PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.family", "hpsearch.finetune.prepare")
+
+
+def check_models(spec: StudySpec) -> None:
+    """Raise FixInput for data without a model, and for models or weights of unknown names."""
+    from hpsearch.finetune.names import check_names
+
+    if spec.data != EMBEDDED_DATA and "model" not in spec.model_fields_set:
+        raise FixInput(
+            f"name a model for {spec.data}, such as --model resnet50 (`hpsearch model` lists all): the embedded {EMBEDDED_MODEL} knows "
+            f"16-pixel glyphs only; to use it all the same, say --model {EMBEDDED_MODEL}"
+        )
+    for model in spec.models:
+        check_names(model, spec.weights)
+
+
+def begin_workers(spec: StudySpec, name: str, say: Say) -> ProcessExecutor:
+    """An executor whose server loads torch while the caller goes on; FixInput for more workers than cores."""
+    from hpsearch.executors.process import ProcessExecutor
+
+    workers = crew(spec.workers, spec.threads)
+    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
+    preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
+    return ProcessExecutor(None, workers, spec.threads, preload)
+
+
+def lock_folders(folder: Path, url: str, name: str) -> list[Path]:
+    """Where a study is locked: in its folder, and beside its storage, which other folders may share."""
+    from hpsearch.search.store import check_storage
+
+    file = check_storage(url, create=True)
+    return [folder, *([file.parent / "hpsearch-runs" / name] if file else [])]
+
+
+def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
+    """What a worker found in an earlier session of the study; nothing for a new one, or one with another model."""
+    from hpsearch.finetune.names import choices_of
+    from hpsearch.search.catalog import read_study
+
+    try:
+        stored = read_study(storage, spec.study_name())
+    except NotFound:
+        return {}
+    return stored.facts if stored.spec and choices_of(stored.spec) == spec.models else {}
+
+
+def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
+    """Data and weights made ready in a process of their own, findings kept in the study's folder; FixInput for refused data."""
+    prepared: Prepared = executor.aside(PREPARE, spec.resolved() | {"folder": str(folder)}, say, stopped_by)
+    file = folder / DATA_REPORT
+    file.write_text(json.dumps(asdict(prepared.report)))
+    for line in worth_reading(spec, prepared):
+        say(line, 0, 0)
+    if refused := prepared.report.refused:
+        listed = "\n".join(f"  {finding.text}" for finding in refused)
+        raise FixInput(f"the data cannot be used:\n{listed}\n`hpsearch check {shlex.quote(spec.data)}` shows everything found in it")
+    return prepared
+
+
+def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
+    """What a person should read about weights and data before the first trial."""
+    embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
+    warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
+    slow = f"Model: {prepared.unshared}, so every step computes its frozen blocks anew"
+    loaded = [f"{name}: {model['weights']}" for name, model in prepared.models.items()] or [f"W{prepared.weights[1:]}"]
+    return ([] if embedded and not prepared.models else loaded) + ([slow] if prepared.unshared else []) + warnings
+
+
+def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None:
+    """Refuse to go on with a study on other images, labels, splits or weights than it began with."""
+    for key, now, what in (
+        ("data_digest", prepared.digest, "images, labels or splits"),
+        ("weights_digest", prepared.weights_digest, "pretrained weights"),
+    ):
+        if known.get(key) not in (None, now):
+            raise ChooseAnotherName(
+                f"the {what} have changed since the study '{name}' began, so new trials could not be compared with its "
+                "earlier ones: choose another --name, or bring them back as they were"
+            )
+
+
+def kernel_of(spec: StudySpec, prepared: Prepared, folder: Path, workers: int) -> KernelRef:
+    """How workers build the kernel of a study whose space is bound, with what preparing found."""
+    from hpsearch.executors.worker import KernelRef
+
+    found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
+    if len(spec.models) > 1:
+        found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}
+    return KernelRef(KERNEL, spec.resolved() | {"folder": str(folder), "workers": workers} | found)
