@@ -19,6 +19,7 @@ from hpsearch.errors import FixSetup, HpsearchError, exit_code
 
 if TYPE_CHECKING:
     from hpsearch.actions import Place
+    from hpsearch.compared import Compared
     from hpsearch.types import TrialRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -149,6 +150,94 @@ def run(
             click.echo(f"{summary.tracking_problem}. The study itself is whole.", err=True)
     if summary.best is None:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.option("--samplers", metavar="A,B,...", help="two or more of grid, random, tpe, gp, qmc, cmaes  [default: random,tpe,gp]")
+@click.option("--trials", "--n-trials", type=int, metavar="N", help="trials of each study  [default: 30]")
+@click.option("--repeats", type=int, metavar="N", help="studies of each sampler  [default: 8]")
+@click.option("--seconds", type=float, metavar="S", help="training seconds of each study, in place of --trials or beside it")
+@click.option("--initial", type=int, metavar="N", help="trials that all samplers of a repeat begin with  [default: 5]")
+@click.option("--name", metavar="NAME", help="name of the comparison  [default: made of the file]")
+@click.option("--anyway", is_flag=True, help="compare studies that differ in more than their sampler, and say so")
+@click.option("--pruner", metavar="NAME", help="none, median, halving, hyperband or patient  [default: median]")
+@click.option("--seed", type=int, metavar="N", help="divides the images, and seeds the repeats  [default: 0]")
+@click.option("--workers", metavar="N", help="worker processes  [default: one per core, or one for a GPU]")
+@click.option("--data", metavar="DATA", help="as `run` has it  [default: digits]")
+@click.option("--model", metavar="NAME", help="as `run` has it  [default: glyphnet]")
+@click.option("--weights", metavar="W", help="as `run` has it  [default: DEFAULT]")
+@click.option("--objective", metavar="NAME", help="as `run` has it  [default: val_loss]")
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
+@click.option("--no-tracking", is_flag=True, help="do without MLflow")
+@stored
+@guarded
+def compare(
+    studies: tuple[str, ...],
+    anyway: bool,
+    name: str | None,
+    settings: tuple[str, ...],
+    storage: str | None,
+    tracking_uri: str | None,
+    no_tracking: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Compare samplers on one task, or studies that are there.
+
+    STUDY is a YAML file or the name of a shipped study, as for `run`; each sampler then gets a study of its own in each repeat. The same
+    command again goes on where it stopped. Or STUDY is the name of an earlier comparison, or two studies or more in the storage.
+    """
+    from rich.console import Console
+
+    from hpsearch import compared
+    from hpsearch.errors import FixInput
+    from hpsearch.summary import compared_lines
+
+    where = located(storage, tracking_uri, not no_tracking)
+    if len(studies) > 1 or (studies and not studies[0].endswith((".yaml", ".yml")) and compared.is_there(where, studies[0])):
+        given = [f"--{key}" for key, value in flags.items() if value is not None] + ["--set"] * bool(settings)
+        if given:
+            raise FixInput(f"{', '.join(given)}: for a comparison that is to be run, and these studies are there already; leave it out")
+        from hpsearch.printing import Steps
+
+        with Steps(Console(stderr=True)) as steps:
+            found = compared.look(where, studies, name, anyway, steps.say)
+    else:
+        found = run_comparison(studies[0] if studies else None, where, name, settings, flags, as_json)
+    click.echo(json.dumps(compared.as_json(found), indent=2) if as_json else "\n".join(compared_lines(found)))
+    if found.tracking_problem:
+        click.echo(f"{found.tracking_problem}. The studies themselves are whole.", err=True)
+
+
+def run_comparison(
+    study: str | None, where: Place, name: str | None, settings: tuple[str, ...], flags: dict[str, Any], as_json: bool
+) -> Compared:
+    """Run a comparison, shown on the terminal."""
+    from rich.console import Console
+
+    from hpsearch import comparing
+    from hpsearch.race import RaceLines, RaceTable
+    from hpsearch.resources import folder, study_file
+    from hpsearch.spec import load_spec
+
+    path = study_file(Path(study)) if study else None if own(flags, settings) else folder("studies") / "digits.yaml"
+    wanted = flags.pop("samplers")
+    samplers = wanted.split(",") if wanted is not None else comparing.SAMPLERS
+    repeats, seconds, initial = (flags.pop(key) for key in ("repeats", "seconds", "initial"))
+    flags["trials"] = flags["trials"] or (comparing.TRIALS if seconds is None else comparing.UNBOUNDED)
+    specs = [load_spec(path, settings, flags | {"sampler": sampler.strip()}) for sampler in samplers]
+    more = {key: value for key, value in (("repeats", repeats), ("initial", initial)) if value is not None}
+    asked = comparing.contest(specs, seconds=seconds, name=name, **more)
+    console = Console(stderr=as_json)
+    view = RaceTable(console) if console.is_terminal else RaceLines(console)
+    try:
+        if left := comparing.left_out(specs[0]):
+            view.say(f"Model: a comparison does without the study's {', '.join(left)}")
+        return comparing.compare(asked, where, [view], view.say)
+    finally:
+        view.close()
 
 
 def own(flags: dict[str, Any], settings: tuple[str, ...]) -> bool:

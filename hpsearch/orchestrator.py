@@ -65,11 +65,18 @@ class Orchestrator:
         self.best = best_record(searcher.records())
         self.states = {r.number: r.state for r in searcher.records() if r.status is Status.PAUSED and r.state is not None}
 
-    def run(self, study: str, spec: Mapping[str, Any], beside: Sequence[TrialRecord] = ()) -> str:
-        """Announce the study, then `loop`; `beside`: its earlier runs beside the search."""
+    def run(self, study: str, spec: Mapping[str, Any], beside: Sequence[TrialRecord] = (), experiment: str = "") -> str:
+        """Announce the study, then `loop`; `beside`: its earlier runs beside the search, `experiment`: as in StudyStarted.
+
+        The study hears what workers are that were started for another one.
+        """
         searcher, workers = self.searcher, self.executor.workers
         earlier = tuple(searcher.records())
-        self.record(StudyStarted(study, searcher.uid, spec, earlier, searcher.size(self.budget), workers, searcher.known, beside))
+        size, known = searcher.size(self.budget), searcher.known
+        self.record(StudyStarted(study, searcher.uid, spec, earlier, size, workers, known, beside, experiment))
+        if self.facts is not None:
+            searcher.remember(self.facts)
+            self.record(WorkerReady(0, self.facts.values))
         return self.loop()
 
     def loop(self) -> str:

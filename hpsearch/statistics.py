@@ -29,6 +29,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit; a negative factor turns the interval round."""
+        if self.low is None or self.high is None:
+            return Estimate(factor * self.mean, self.n)
+        low, high = sorted((factor * self.low, factor * self.high))
+        return Estimate(factor * self.mean, self.n, low, high)
+
 
 def mean_interval(values: Sequence[float], level: float = 0.95, overlap: float = 0.0) -> Estimate:
     """The mean of values with Student's interval at `level`.

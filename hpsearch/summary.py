@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from hpsearch.types import OBJECTIVES, TrialRecord
 
 if TYPE_CHECKING:
     from hpsearch.actions import Summary
+    from hpsearch.compared import Compared
+
+WIDTH = 79  # characters of a sentence's line
 
 
 def summary_lines(s: Summary) -> list[str]:
@@ -152,3 +156,38 @@ def better(key: str, e: Estimate) -> str:
 def plain(key: str, scores: Mapping[str, Estimate]) -> str:
     """A mean alone."""
     return shown_value(key, scores[key].mean) if key in scores and key in OBJECTIVES else "-"
+
+
+# ---------------------------------------------------------------- samplers compared
+
+
+def compared_lines(c: Compared) -> list[str]:
+    """What a comparison came to: the verdict in words, each sampler, who learns what from pruned trials, and where everything is."""
+    took = f" in {c.seconds:.0f} s" if c.seconds is not None else ""
+    lines = ["", f"Comparison {c.name}: {len(c.studies)} studies{took}", ""]
+    for note in c.notes:
+        lines += [*sentence(f"Warning: {note}"), ""]
+    for text in c.verdict:
+        lines += sentence(text)
+    lines += ["", *standings(c), "", "What samplers learn from pruned trials:"]
+    for sampler, text in c.policy.items():
+        lines += sentence(f"{sampler:<7} {text}", "  ", " " * 10)
+    lines.append("")
+    for name, value in (("Page", c.page), ("Values", c.values), ("MLflow", c.ui_command)):
+        lines += [f"{name + ':':<9}{value}"] if value else []
+    return lines
+
+
+def standings(c: Compared) -> list[str]:
+    """A line for each sampler, the best mean rank first."""
+    sign, objective = OBJECTIVES[c.comparison.objective], c.comparison.objective
+    lines = [f"{'':<10}{objective + ' in the end':<29}{'rank':>5}{'trained':>9}{'reused':>8}{'pruned':>8}{'failed':>8}"]
+    for s, row in zip(c.comparison.standings, c.tallies, strict=True):
+        final = interval(objective, s.final.times(sign)) if math.isfinite(s.final.mean) else "none"
+        lines.append(f"  {s.sampler:<8}{final:<29}{s.rank:>5.2f}{row.trained:>9,}{row.reused:>8,}{row.pruned:>8,}{row.failed:>8,}")
+    return lines
+
+
+def sentence(text: str, first: str = "", rest: str = "") -> list[str]:
+    """A sentence in lines that fit."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest or first, break_on_hyphens=False)

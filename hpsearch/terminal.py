@@ -89,6 +89,7 @@ class Board:
         match event:
             case StudyStarted(study, _, spec, records, budget, workers):
                 self.study, self.budget, self.workers = study, budget, workers
+                self.running, self.ended, self.paused, self.best = {}, [], set(), None  # studies of a comparison follow one another
                 self.sampler = f"{spec['sampler']}, pruner {spec['pruner']['name']}"
                 for record in records:
                     if record.status.ended:
@@ -247,14 +248,16 @@ class LiveTable:
             parts.append(self.table())
         if board.best is not None:
             parts.append(Text(f"best: trial {board.best.number}  {score(board.best)}", style="green"))
-        if self.doing and self.total:
-            parts.append(Text(f"{self.doing}: {self.done:,} of {self.total:,}"))
-            parts.append(ProgressBar(total=self.total, completed=self.done, width=40))
-        elif self.doing:
-            parts.append(Spinner("dots", text=Text(self.doing)))
-        return Group(*parts)
+        return Group(*parts, *self.step())
 
-    def table(self) -> Table:
+    def step(self) -> list[Any]:
+        """The long step that is being done, if any."""
+        if self.doing and self.total:
+            told = Text(f"{self.doing}: {self.done:,} of {self.total:,}")
+            return [told, ProgressBar(total=self.total, completed=self.done, width=40)]
+        return [Spinner("dots", text=Text(self.doing))] if self.doing else []
+
+    def table(self, ended: int = SHOWN) -> Table:
         """Running trials, then the latest ended ones."""
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
         for title in ("trial", "state", "epoch", "val_loss", "acc %", *columns()):
@@ -264,7 +267,7 @@ class LiveTable:
             loss = f"{progress.val_loss:.4f}" if progress else ""
             accuracy = percent(progress.metrics) if progress else ""
             table.add_row(label(trial, short=True), "running", at, loss, accuracy, *values(trial.params), style=COLOURS[Status.RUNNING])
-        for record in reversed([*self.board.ended, *self.board.beside][-SHOWN:]):
+        for record in reversed([*self.board.ended, *self.board.beside][-ended:]):
             at = f"{len(record.curve)}/{record.params.get('epochs', '?')}"
             loss = f"{record.val_loss:.4f}" if record.val_loss is not None else "-"
             state = Text("best" if self.board.best is record else record.status.value.lower(), style=COLOURS[record.status])

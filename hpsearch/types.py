@@ -70,7 +70,7 @@ class Trial:
     number: int  # from 0; trial 0 is the default recipe
     params: Params
     attempt: int = 1  # k+1 after an interruption
-    origin: str = "sampled"  # "default", "warm", "portfolio", "sampled" or "grid"; "reference", "confirm" or "winner" beside the search
+    origin: str = "sampled"  # "default", "initial", "warm", "portfolio", "grid"; "reference", "confirm" or "winner" beside the search
     resume: str | None = None  # file with the state it goes on from
     setup: Setup | None = None  # of a run beside the search, whose number is negative
     repeat: int = 0  # of a comparison: it seeds head, order and augmentation in place of the trial's number
@@ -336,6 +336,18 @@ class StudyStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparisonStarted:
+    """Samplers are compared: their studies follow, one after the other."""
+
+    name: str
+    samplers: tuple[str, ...]
+    repeats: int
+    trials: int  # of all studies; 0: budgets are in seconds
+    seconds: float  # of each study; infinite: budgets are in trials
+    done: Mapping[tuple[str, int], Sequence[TrialRecord]]  # sampler and repeat -> trials of earlier sessions
+
+
+@dataclass(frozen=True, slots=True)
 class StageStarted:
     """Runs beside the search begin."""
 
@@ -395,7 +407,9 @@ class StudyEnded:
     winner: int | None = None  # the trial that stood up best when trained again
 
 
-Event: TypeAlias = StudyStarted | StageStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
+Event: TypeAlias = (
+    ComparisonStarted | StudyStarted | StageStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
+)
 
 
 # ---------------------------------------------------------------- protocols

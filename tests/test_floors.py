@@ -26,14 +26,14 @@ OWNERS = {
     "scipy": ("hpsearch.report", "hpsearch.statistics"),
     "jinja2": ("hpsearch.report",),
     "click": ("hpsearch.cli",),
-    "rich": ("hpsearch.terminal", "hpsearch.printing", "hpsearch.cli"),
+    "rich": ("hpsearch.terminal", "hpsearch.race", "hpsearch.printing", "hpsearch.cli"),
     "yaml": ("hpsearch.yamlfile",),
     "pydantic": ("hpsearch.spec",),
     "filelock": ("hpsearch.search.store", "hpsearch.machine", "hpsearch.finetune.shelf"),
     "pyarrow": ("hpsearch.finetune.manifests",),
     "psutil": ("hpsearch.machine",),
 }
-TYPES_ONLY = {("hpsearch.actions", "optuna"), ("hpsearch.proving", "optuna"), ("hpsearch.startup", "optuna")}  # may be named under TYPE_CHECKING
+TYPES_ONLY = {(f"hpsearch.{name}", "optuna") for name in ("actions", "proving", "startup", "comparing")}  # may be named under TYPE_CHECKING
 
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
@@ -56,8 +56,8 @@ FLOORS = (
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
     ("hpsearch.proving", "hpsearch.startup"),
-    ("hpsearch.actions", "hpsearch.delivery", "hpsearch.publishing"),
-    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary"),
+    ("hpsearch.actions", "hpsearch.compared", "hpsearch.comparing", "hpsearch.delivery", "hpsearch.publishing"),
+    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary", "hpsearch.race"),
 )
 LOWEST = {
     "hpsearch.diagnosis": ("hpsearch.types",),
@@ -75,6 +75,11 @@ ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.ma
 BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.summary"),
+    ("hpsearch.cli", "hpsearch.race"),
+    ("hpsearch.race", "hpsearch.terminal"),
+    ("hpsearch.compared", "hpsearch.actions"),
+    ("hpsearch.comparing", "hpsearch.actions"),
+    ("hpsearch.comparing", "hpsearch.compared"),
     ("hpsearch.summary", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.printing"),
     ("hpsearch.delivery", "hpsearch.actions"),

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
@@ -241,7 +241,16 @@ def notes(view: StudyView) -> Words:
     return Words("Commands", view.notes, code=True)
 
 
-def csv_link(view: StudyView, name: str, frame: pd.DataFrame) -> tuple[str, str]:
+class Named(Protocol):
+    """What a page is about."""
+
+    @property
+    def name(self) -> str:
+        """Of the study or comparison."""
+        ...
+
+
+def csv_link(view: Named, name: str, frame: pd.DataFrame) -> tuple[str, str]:
     """A data URI with the table as CSV, and the file name to save it under."""
     text = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text).decode()}", f"{slug(view.name)}-{name}.csv"

@@ -1,4 +1,4 @@
-"""One self-contained HTML page, of a study or of data alone: a declarative page spec, a template, one inline plotly.js."""
+"""One self-contained HTML page, of a study, of data alone or of a comparison: a declarative page spec, a template, one inline plotly.js."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.errors import FixInput, FixSetup, nearest
+from hpsearch.report import versus
 from hpsearch.report.blocks import TABLES, WORDS, Grid, Words, csv_link
+from hpsearch.report.comparison import COMPARISON_FIGURES
 from hpsearch.report.data import data_cards, data_verdict
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import Findings, data
@@ -25,6 +27,7 @@ from hpsearch.report.proof import PROOF, Gallery, Statements
 from hpsearch.report.proof_figures import PROVEN, Drawn
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
 from hpsearch.report.tables import StudyView
+from hpsearch.report.versus import VERSUS, ComparisonView
 from hpsearch.report.words import Card, cards, several, shorten, verdict
 from hpsearch.resources import folder
 from hpsearch.types import DataReport
@@ -39,7 +42,8 @@ CONFIG = {
 TEMPLATE = "page.html.j2"
 PAGE_KEYS = ("title", "sections")
 SECTION_KEYS = ("heading", "text", "show")
-NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data")  # what a page spec can show
+COMPARED = (*COMPARISON_FIGURES, *VERSUS)  # what a page about samplers can show
+NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data", *COMPARED)  # what a page spec can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,12 @@ def write_data_page(report: DataReport, path: Path, generated: str = "") -> Path
     return write(render(view, load_page("data"), head), path)
 
 
+def write_comparison_page(view: ComparisonView, path: Path, page: str | Path = "comparison") -> Path:
+    """Write the page about samplers compared to `path`, whole or not at all; raises as `write_page` does."""
+    head = Header(view.name, view.generated, versus.headline(view.comparison), versus.chips(view), versus.cards(view), bool(view.notes))
+    return write(render(view, load_page(page), head), path)
+
+
 def write(text: str, path: Path) -> Path:
     """Write a page aside, then put it in place."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -109,8 +119,11 @@ def write(text: str, path: Path) -> Path:
     return path
 
 
-def render(view: StudyView, page: Mapping[str, Any], head: Header | None = None) -> str:
+def render(view: StudyView | ComparisonView, page: Mapping[str, Any], head: Header | None = None) -> str:
     """The whole page as text, under the study's own header unless another is given."""
+    if head is None:
+        assert isinstance(view, StudyView)
+        head = Header(view.name, view.generated, verdict(view), chips(view), cards(view))
     made = [section(view, spec) for spec in page["sections"]]
     sections = [s for s, spec in zip(made, page["sections"], strict=True) if s.blocks or not spec.get("show")]
     plots = [b for s in sections for b in s.blocks if isinstance(b, Plot)]
@@ -118,7 +131,7 @@ def render(view: StudyView, page: Mapping[str, Any], head: Header | None = None)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(TEMPLATE).render(
         title=page["title"],
-        head=head or Header(view.name, view.generated, verdict(view), chips(view), cards(view)),
+        head=head,
         sections=sections,
         plots=script_json({p.id: p.drawing for p in plots}),
         templates=script_json({mode: template.to_plotly_json() for mode, template in TEMPLATES.items()}),
@@ -129,14 +142,19 @@ def render(view: StudyView, page: Mapping[str, Any], head: Header | None = None)
     )
 
 
-def section(view: StudyView, spec: Mapping[str, Any]) -> Section:
+def section(view: StudyView | ComparisonView, spec: Mapping[str, Any]) -> Section:
     """A section of the page spec with its blocks made; `{objective}` in its text is what the study optimises."""
     text = spec.get("text", "").replace("{objective}", objective(view.spec).label)
     return Section(spec.get("heading", ""), text, tuple(b for name in spec.get("show", ()) for b in blocks(view, name)))
 
 
-def blocks(view: StudyView, name: str) -> tuple[Block, ...]:
-    """The figure, table or texts called `name`; none where the study has nothing of the kind."""
+def blocks(view: StudyView | ComparisonView, name: str) -> tuple[Block, ...]:
+    """The figure, table or texts called `name`; none where the study has nothing of the kind. FixInput where it is about another thing."""
+    if isinstance(view, ComparisonView) != (name in COMPARED):
+        kind = "a comparison of samplers" if name in COMPARED else "one study"
+        raise FixInput(f"'{name}' is about {kind}: this page cannot show it")
+    if isinstance(view, ComparisonView):
+        return (plot(view, name, COMPARISON_FIGURES[name](view.comparison)),) if name in COMPARISON_FIGURES else (VERSUS[name](view),)
     if name == "data":
         return data(view)
     if name in PROOF:
@@ -153,7 +171,7 @@ def blocks(view: StudyView, name: str) -> tuple[Block, ...]:
     return (plot(view, name, FIGURES[name](view)),) if name != "class_counts" or view.data else ()
 
 
-def plot(view: StudyView, name: str, found: Drawn) -> Plot:
+def plot(view: StudyView | ComparisonView, name: str, found: Drawn) -> Plot:
     """A figure taken apart for the page."""
     drawn, table = found
     whole = json.loads(drawn.to_json())

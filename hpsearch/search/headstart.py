@@ -206,6 +206,14 @@ def portfolio_words(kind: str, offered: int, sound: int, new: int) -> str:
 # ---------------------------------------------------------------- kept with the study
 
 
+def began_with(storage: RDBStorage, name: str) -> HeadStart | None:
+    """How a study began; None when it has not, or another program made it."""
+    if not trials_in(storage, name):
+        return None
+    about = storage.get_study_user_attrs(storage.get_study_id_from_name(name)).get(RECORD)
+    return None if about is None else kept_in(about)
+
+
 def keep(storage: RDBStorage, study_id: int, found: HeadStart) -> HeadStart:
     """Store how a study begins, unless it has begun; what is stored."""
     about = storage.get_study_user_attrs(study_id)[RECORD]

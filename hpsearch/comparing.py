@@ -1,0 +1,271 @@
+"""The verb that compares samplers: one ordinary study for each sampler and repeat, by one set of workers, and what they share only once."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hpsearch import tracking
+from hpsearch.actions import Place, behind, ending, ui_command
+from hpsearch.compared import Compared, conclude
+from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
+from hpsearch.executors.reuse import Memo, Reusing
+from hpsearch.machine import stop_signals, study_lock
+from hpsearch.orchestrator import Orchestrator
+from hpsearch.spec import StudySpec, check_study_name, comparable
+from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
+from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, Tracker, TrialRecord, say_nothing
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from hpsearch.executors.process import ProcessExecutor
+
+SAMPLERS, TRIALS = ("random", "tpe", "gp"), 30  # where nothing else is asked for
+UNBOUNDED = 1_000_000  # trials, where the budget is in seconds
+ALONE = {"references": False, "confirm": None, "cv": None, "warm_start": None, "portfolio": False, "timeout": None}
+"""What is for a single study, and what a comparison has in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What is asked for."""
+
+    name: str
+    specs: tuple[StudySpec, ...]  # one a sampler, alike but for that
+    repeats: int
+    initial: int  # trials that all samplers of a repeat begin with
+    seconds: float  # of training after which a study begins no trial; infinite: `trials` decide
+
+    def studies(self) -> list[StudySpec]:
+        """Every study, repeat by repeat: an unfinished comparison has whole repeats to compare."""
+        return [
+            spec.model_copy(update={**ALONE, "name": study_name(self.name, spec.sampler, repeat), "repeat": repeat})
+            for repeat in range(1, self.repeats + 1)
+            for spec in self.specs
+        ]
+
+
+def contest(
+    specs: Sequence[StudySpec], repeats: int = 8, initial: int = 5, seconds: float | None = None, name: str | None = None
+) -> Contest:
+    """A checked comparison; `specs` are studies that differ in their sampler alone. Raises FixInput."""
+    samplers = [spec.sampler for spec in specs]
+    if len(set(samplers)) < 2:
+        raise FixInput("a comparison takes at least two samplers, such as --samplers random,tpe")
+    if twice := sorted({sampler for sampler in samplers if samplers.count(sampler) > 1}):
+        raise FixInput(f"--samplers names {', '.join(twice)} twice: leave one out")
+    for what, value in (("--repeats", repeats), ("--initial", initial)):
+        if value < 1:
+            raise FixInput(f"{what} must be 1 or more, got {value}")
+    if seconds is not None and not seconds > 0:
+        raise FixInput(f"--seconds must be greater than 0, got {seconds:g}")
+    if initial > specs[0].trials:
+        raise FixInput(f"the {initial} initial trials are more than the {specs[0].trials} trials of a study: lower --initial")
+    found = Contest(check_study_name(name or default_name(specs[0])), tuple(specs), repeats, initial, seconds or math.inf)
+    for spec in found.studies():
+        check_study_name(spec.study_name())
+    return found
+
+
+def study_name(name: str, sampler: str, repeat: int) -> str:
+    """What the study of a sampler in one repeat is called."""
+    return f"{name}-{sampler}-r{repeat}"
+
+
+def default_name(spec: StudySpec) -> str:
+    """A name made of that of one of the studies."""
+    name, tail = spec.study_name(), spec.name_after("x").removeprefix("x")
+    return f"{name.removesuffix(tail)}{tail.replace(spec.sampler, 'compare', 1)}" if name.endswith(tail) else f"{name}-compare"
+
+
+# ---------------------------------------------------------------- run
+
+
+def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say: Say = say_nothing) -> Compared:
+    """Run a comparison, or go on with it; studies that are complete are not touched. What it came to, also as a page.
+
+    Raises FixInput or FixSetup before the first trial, WaitOrStop when another process runs it, Interrupted after a signal.
+    """
+    begun, folder = time.monotonic(), where.runs(asked.name)
+    check_models(asked.specs[0])
+    executor = begin_workers(asked.specs[0], asked.name, say)  # torch loads while Optuna does
+    from hpsearch.search.samplers import preflight
+    from hpsearch.search.store import open_storage
+
+    for spec in asked.specs:
+        preflight(spec.sampler)
+    mlflow: tracking.MlflowTracker | None = None
+    with study_lock(lock_folders(folder, where.storage, asked.name), asked.name), stop_signals() as stopped_by:
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(closing(executor))
+                storage = open_storage(where.storage, create=True)
+                stack.callback(storage.engine.dispose)
+                course = Course(asked, where, storage, executor, stopped_by, say)
+                reason = ""
+                if course.begin(listeners):
+                    mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
+                    reason = course.run([*([mlflow] if mlflow else []), *listeners])
+                names = [spec.study_name() for spec in course.specs]
+            if mlflow is not None:
+                say("Completing the MLflow mirror", 0, 0)
+                mlflow.close()
+        except BaseException:
+            if mlflow is not None:
+                mlflow.abandon()
+            raise
+    if reason == "interrupted":
+        text = "stopped; nothing that was told is lost. The same command goes on with the comparison"
+        raise Interrupted(text, stopped_by() or signal.SIGINT)
+    problem = behind(mlflow, asked.name) if mlflow and mlflow.problem else None
+    say("Writing the page", 0, 0)
+    return conclude(asked.name, names, where, time.monotonic() - begun, problem, ui_command(where) if where.tracking else None)
+
+
+class Course:
+    """The studies of a comparison, one after the other, by workers that are prepared once."""
+
+    def __init__(
+        self,
+        asked: Contest,
+        where: Place,
+        storage: RDBStorage,
+        executor: ProcessExecutor,
+        stopped_by: Callable[[], int | None],
+        say: Say,
+    ) -> None:
+        self.asked, self.where, self.storage, self.executor = asked, where, storage, executor
+        self.stopped_by, self.say = stopped_by, say
+        self.folder = where.runs(asked.name)
+        self.specs = asked.studies()
+        self.memo = Memo()
+        self.left: list[StudySpec] = []  # to be run
+        self.facts: Facts | None = None
+
+    def begin(self, listeners: Sequence[Tracker]) -> bool:
+        """Make everything ready for the studies that are not complete; whether there are any.
+
+        Raises ChooseAnotherName where studies of these names are others, before anything is trained.
+        """
+        known = next((facts for spec in self.specs if "blocks" in (facts := facts_of(self.storage, spec))), None)
+        prepared = None if known else self.prepare()
+        self.specs = [spec.bound(prepared.blocks if prepared else (known or {})["blocks"]) for spec in self.specs]
+        self.check()
+        stored = {spec.study_name(): self.stored(spec) for spec in self.specs}
+        done: dict[tuple[str, int], Sequence[TrialRecord]] = {}
+        done |= {(s.sampler, s.repeat): found.records for s in self.specs if (found := stored[s.study_name()]) is not None}
+        trials = sum(self.size(spec) for spec in self.specs) if math.isinf(self.asked.seconds) else 0
+        samplers = tuple(spec.sampler for spec in self.asked.specs)
+        for listener in listeners:
+            listener.record(ComparisonStarted(self.asked.name, samplers, self.asked.repeats, trials, self.asked.seconds, done))
+        left = [spec for spec in self.specs if not self.complete(spec, stored[spec.study_name()])]
+        if not left:
+            return False
+        prepared = prepared or self.prepare()
+        for spec in self.specs:
+            same_inputs(spec.study_name(), facts_of(self.storage, spec), prepared)
+        self.memo.epochs = int(left[0].resolved()["space"].get("epochs", {}).get("default", 0))
+        for spec in self.specs:
+            for record in done.get((spec.sampler, spec.repeat), ()):
+                self.memo.add(spec.study_name(), spec.repeat, record)
+        self.executor.ref = kernel_of(left[0], prepared, self.folder, self.executor.workers)
+        self.left = left
+        return True
+
+    def prepare(self) -> Prepared:
+        """Data and weights, made ready."""
+        return prepare(self.executor, self.specs[0], self.folder, self.say, self.stopped_by)
+
+    def check(self) -> None:
+        """Raise ChooseAnotherName where a study is there that differs in what makes results comparable."""
+        from hpsearch.search.headstart import began_with, initial
+        from hpsearch.search.records import differences
+
+        for spec in self.specs:
+            found, name = self.stored(spec), spec.study_name()
+            if found is None or not found.records:
+                continue
+            changes = differences(comparable(found.spec), spec.identity()) if found.spec else ["it was not made by hpsearch"]
+            if not changes and began_with(self.storage, name) != initial(spec, self.asked.initial):
+                changes = ["it began with other initial trials: --initial was another number"]
+            if changes:
+                listed = "\n".join(f"  {line}" for line in changes)
+                raise ChooseAnotherName(
+                    f"the study '{name}' is there and differs from what this comparison would run:\n{listed}\n"
+                    "choose another --name, or repeat the command as it was to go on with that comparison"
+                )
+
+    def stored(self, spec: StudySpec) -> StoredStudy | None:
+        """The study as the storage has it."""
+        from hpsearch.search.catalog import read_study
+
+        try:
+            return read_study(self.storage, spec.study_name())
+        except NotFound:
+            return None
+
+    def size(self, spec: StudySpec) -> int:
+        """How many trials a study comes to."""
+        from hpsearch.search.headstart import initial
+        from hpsearch.search.searcher import most_trials
+
+        return most_trials(spec, [params for _, params in initial(spec, self.asked.initial).trials], spec.trials)
+
+    def complete(self, spec: StudySpec, found: StoredStudy | None) -> bool:
+        """Whether nothing is left to do in a study."""
+        if found is None or not all(record.status.ended for record in found.records):
+            return False
+        spent = math.fsum(record.seconds for record in found.records)
+        return len(found.records) >= self.size(spec) or spent >= self.asked.seconds
+
+    def run(self, trackers: Sequence[Tracker]) -> str:
+        """Every study that is not complete; "interrupted" when one was cut short, else ""."""
+        for spec in self.left:
+            if self.study(spec, [self.memo, *trackers]) == "interrupted":
+                return "interrupted"
+        return ""
+
+    def study(self, spec: StudySpec, trackers: Sequence[Tracker]) -> str:
+        """One study; why it ended."""
+        from hpsearch.search.headstart import initial
+        from hpsearch.search.samplers import ASK_AHEAD
+        from hpsearch.search.searcher import OptunaSearcher
+
+        name, folder = spec.study_name(), self.where.runs(spec.study_name())
+        with study_lock(lock_folders(folder, self.where.storage, name), name):
+            shutil.copyfile(self.folder / DATA_REPORT, folder / DATA_REPORT)
+            begin = initial(spec, self.asked.initial)
+            with closing(OptunaSearcher(spec, self.storage, begin, self.asked.seconds)) as searcher:
+                reusing = Reusing(self.executor, self.memo, str(folder), spec.pruner.name == "halving")
+                loop = Orchestrator(
+                    searcher,
+                    reusing,
+                    trackers,
+                    budget=searcher.size(spec.trials),
+                    ahead=ASK_AHEAD.get(spec.sampler, 0) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
+                    stop=lambda: "interrupted" if self.stopped_by() else None,
+                    facts=self.facts,
+                )
+                reason = loop.run(name, spec.resolved(), experiment=self.asked.name)
+                self.facts = loop.facts
+            stored = self.stored(spec)
+            assert stored is not None
+            (folder / "spec.json").write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
+            ended = ending(stored, self.where, reason)
+            for tracker in trackers:
+                tracker.record(ended)
+        return reason
+
+
+def left_out(spec: StudySpec) -> list[str]:
+    """What of a study file a comparison does without."""
+    asked: dict[str, Any] = {key: getattr(spec, key) for key in ALONE}
+    return [key for key, value in asked.items() if value != ALONE[key]]
