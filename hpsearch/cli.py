@@ -286,10 +286,11 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
     for r in found.records:
         loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
         epoch = f"{len(r.curve)}/{r.params.get('epochs', '?')}"
-        line = f"{r.number:>5} {r.status.value.lower():<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(
-            f"{v:>8}" for v in values(r.params)
-        )
+        state = r.status.value.lower() + "*" * bool(r.reused)
+        line = f"{r.number:>5} {state:<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
         click.echo(line + (f"\n      {r.error}" if r.error else ""))
+    if reused := sum(bool(r.reused) for r in found.records):
+        click.echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
 
 
 @main.command()

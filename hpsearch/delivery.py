@@ -67,6 +67,11 @@ def chosen(stored: StoredStudy, number: int | None) -> TrialRecord:
 
 def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
     """The file of a trial's weights: where it was written or, when the study was moved, in the study's folder here."""
+    if record.reused:
+        raise FixSetup(
+            f"trial {record.number} of '{stored.name}' was not trained here but in {record.reused}, which another sampler of the same "
+            "comparison asked for first: export that one, if it is its study's best, or run this configuration anew"
+        )
     if record.checkpoint is None:
         raise FixSetup(f"trial {record.number} of '{stored.name}' kept no weights: it was not trained by hpsearch's kernel")
     written = Path(record.checkpoint)

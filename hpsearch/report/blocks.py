@@ -30,6 +30,7 @@ LABELS = objective.LABELS | {
     "epochs_trained": "epochs trained",
     "seconds": "time (s)",
     "images": "validation images",
+    "reused": "trained in",
 }
 
 RECIPE_KEYS = ("data", "data_root", "bad_files", "split", "model", "weights", "preprocess", "objective", "seed")
@@ -85,12 +86,12 @@ def trials(view: StudyView) -> Grid:
     best, default = tables.best_trial(view), tables.default_trial(view)
     score = objective.objective(view.spec).name
     first = list(dict.fromkeys(("number", "status", score, "val_loss", "accuracy", *tables.FURTHER)))
-    last = [name for name in ("precision", "recall", "f1", "origin", "diagnosis", "error") if name not in first]
+    last = [name for name in ("precision", "recall", "f1", "origin", "reused", "diagnosis", "error") if name not in first]
     order = [*first, *(name for name in frame.columns if name not in (*first, *last)), *last]
     columns = [name for name in order if name in frame and (name in first[:3] or frame[name].notna().any())]
     marks = {r.number: css for r, css in ((default, "default"), (best, "best")) if r}
     rows = [(marks.get(row["number"], ""), tuple(cell(name, row[name]) for name in columns)) for row in frame.to_dict("records")]
-    words = ("status", "origin", "diagnosis", "error")
+    words = ("status", "origin", "reused", "diagnosis", "error")
     heads = tuple((LABELS.get(name, name), "text" if name in words else "num") for name in columns)
     return Grid("All trials", heads, tuple(rows), *csv_link(view, "trials", frame), sortable=True)
 

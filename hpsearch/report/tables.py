@@ -66,11 +66,12 @@ def trials(view: StudyView) -> pd.DataFrame:
         row |= {parameter_column(name): r.params.get(name) for name in parameters(view)}
         row |= {"val_loss": finite(r.val_loss), "best_epoch": r.best_epoch, "epochs_trained": len(r.curve), "seconds": r.seconds}
         row |= {name: finite(r.metrics.get(name)) for name in (*METRICS, *FURTHER)}
-        rows.append(row | {"diagnosis": diagnose(r) if r.status.ended else None, "error": r.error})
+        rows.append(row | {"reused": r.reused or None, "diagnosis": diagnose(r) if r.status.ended else None, "error": r.error})
     middle = [parameter_column(name) for name in parameters(view)]
     score = objective(view.spec).name
     further = [name for name in FURTHER if name == score or any(row[name] is not None for row in rows)]
-    columns = [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:-2], *further, *FIXED_COLUMNS[-2:]]
+    reused = ["reused"] if any(r.reused for r in view.records) else []
+    columns = [*FIXED_COLUMNS[:3], *middle, *FIXED_COLUMNS[3:-2], *further, *reused, *FIXED_COLUMNS[-2:]]
     table = frame(rows, columns, ("val_loss", "seconds", *METRICS, *further))
     return table.astype({"number": "int64", "epochs_trained": "int64", "best_epoch": "Int64"})
 

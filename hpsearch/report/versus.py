@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch.report.blocks import Cell, Grid, csv_link
 from hpsearch.report.comparison import pair_table, raw
-from hpsearch.report.objective import Objective, objective
+from hpsearch.report.objective import objective
 from hpsearch.report.proof import Statements
 from hpsearch.report.tables import frame
 from hpsearch.report.words import NONE, Card, between, bounds, duration, number, score, several

@@ -221,7 +221,9 @@ def cards(view: StudyView) -> list[Card]:
     s, goal = summary(view), objective(view.spec)
     planned = view.spec.get("trials")
     ended = len(view.records) - s.counts[Status.RUNNING] - s.counts[Status.WAITING]
-    shown = [Card("Trials", f"{ended:,} of {planned:,}" if isinstance(planned, int) and planned > ended else f"{ended:,}", counts(s))]
+    reused = sum(bool(r.reused) for r in view.records)
+    fates = counts(s) + (f"; {reused:,} reused" if reused else "")
+    shown = [Card("Trials", f"{ended:,} of {planned:,}" if isinstance(planned, int) and planned > ended else f"{ended:,}", fates)]
     confirmed = confirmed_cards(view, goal, s)
     if s.best and confirmed:
         found, _, reason = diagnose(s.best).partition(": ")

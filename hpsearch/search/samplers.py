@@ -26,7 +26,8 @@ POLICY: Mapping[str, str] = {
     "qmc": "A scrambled Sobol sequence; results do not influence it.",
     "tpe": "TPE learns from complete and from pruned trials: a pruned trial ranks below all complete ones, by how far it came and its best "
     "validation loss until then. Trials that run beside it count as bad, so that it looks elsewhere. Failed trials teach it nothing.",
-    "gp": "The Gaussian process learns from complete trials only; pruned and failed trials teach it nothing.",
+    "gp": "The Gaussian process learns from complete trials only; pruned and failed trials teach it nothing, and until "
+    f"{STARTUP_TRIALS} are complete it draws at random.",
     "cmaes": "CMA-ES learns from complete trials only; pruned and failed trials teach it nothing. Choices such as the batch size, without "
     "order, are drawn at random.",
 }
