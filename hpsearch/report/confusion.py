@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from hpsearch.types import Judged
 
 MOST_CLASSES = 100  # in the heat map; of more, those with the most mistakes
+SHARED = 12  # classes up to which it holds its share, too
 NUMBERED = 20  # classes up to which every field holds its count
-LABELLED = 25  # classes that have room for their names
+LABELLED, LABELLED_NARROW = 25, 13  # classes that have room for their names, and on a phone
 
 
 def confusion(view: StudyView) -> tuple[go.Figure, pd.DataFrame] | None:
@@ -35,7 +36,7 @@ def confusion(view: StudyView) -> tuple[go.Figure, pd.DataFrame] | None:
     k = len(shown)
     left = f"; the {k} of {len(judged.confusion)} classes with the most mistakes are drawn" if k < len(judged.confusion) else ""
     text = f"n = {several(judged.images, 'test image')}; a row a true class, colour its share in %: green right, orange wrong{left}"
-    side = 150 + k * (38 if k <= 12 else 26 if k <= NUMBERED else 18 if k <= 40 else 8)
+    side = 150 + k * (44 if k <= SHARED else 26 if k <= NUMBERED else 18 if k <= 40 else 8)
     drawn = figure(f"Who is taken for whom (trial {view.proof.winner})", text + confused(judged, names), side)
     counts = [[judged.confusion[i][j] if j < len(judged.confusion[i]) else 0 for j in shown] for i in shown]
     totals = [max(1, sum(judged.confusion[i])) for i in shown]
@@ -45,6 +46,7 @@ def confusion(view: StudyView) -> tuple[go.Figure, pd.DataFrame] | None:
         add_fields(drawn, counts, totals, labels, right, colour, most)
     step = math.ceil(k / LABELLED)
     places, end = list(range(0, k, step)), k - 0.5
+    few = list(range(0, k, max(1, math.ceil(k / LABELLED_NARROW)))) if k > LABELLED else places
     axis = {"tickmode": "array", "tickvals": places, "ticks": "", "showgrid": False}
     short = 18 if k <= 12 else 12
     drawn.update_layout(
@@ -54,8 +56,10 @@ def confusion(view: StudyView) -> tuple[go.Figure, pd.DataFrame] | None:
         meta={
             "narrow": {
                 "height": min(side, 520),
-                "xaxis.ticktext": [cut(labels[i], 8) for i in places],
-                "yaxis.ticktext": [cut(labels[i], 8) for i in places],
+                "xaxis.tickvals": few,
+                "yaxis.tickvals": few,
+                "xaxis.ticktext": [cut(labels[i], 8) for i in few],
+                "yaxis.ticktext": [cut(labels[i], 12) for i in few],
                 "xaxis.tickfont.size": 10,
                 "yaxis.tickfont.size": 10,
                 "yaxis.title.text": "",
@@ -78,7 +82,7 @@ def add_fields(
     numbered = len(counts) <= NUMBERED
     drawn.add_heatmap(
         z=share,
-        text=[["" if n is None else f"{n:,}" for n in row] for row in chosen] if numbered else None,
+        text=[["" if n is None else field(n, totals[i], len(counts)) for n in row] for i, row in enumerate(chosen)] if numbered else None,
         texttemplate="%{text}" if numbered else None,
         hovertext=what,
         hovertemplate="%{hovertext}<extra></extra>",
@@ -91,6 +95,11 @@ def add_fields(
         ygap=1 if numbered else 0,
         name="right" if right else "wrong",
     )
+
+
+def field(n: int, total: int, classes: int) -> str:
+    """What a field says: a count, and its share of the row where there is room."""
+    return f"{n:,}<br>{100 * n / total:.0f} %" if classes <= SHARED else f"{n:,}"
 
 
 def confusion_table(judged: Judged, names: Sequence[str]) -> pd.DataFrame:

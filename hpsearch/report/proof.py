@@ -14,7 +14,7 @@ from hpsearch.report.data import class_names, class_table
 from hpsearch.report.findings import MOST_EXAMPLES, Shown, example
 from hpsearch.report.objective import LABELS as SCORES
 from hpsearch.report.objective import objective
-from hpsearch.report.tables import frame
+from hpsearch.report.tables import frame, wilson
 from hpsearch.report.words import (
     NONE,
     between,
@@ -22,7 +22,6 @@ from hpsearch.report.words import (
     duration,
     estimated,
     gained,
-    interval,
     loss,
     percent,
     score,
@@ -235,7 +234,8 @@ def on_test(proof: Proof) -> str:
     if judged is None:
         return f"They were looked at for trial {last['trial']} ({moment(last)}), which is not the winner any more, trial {proof.winner}."
     shown = [f"{SCORES[key]} {percent(judged.metrics[key])}" for key in ("accuracy", "f1") if key in judged.metrics]
-    sure = f" ({interval(judged.metrics['accuracy'], judged.images)})" if "accuracy" in judged.metrics else ""
+    ends = wilson(judged.metrics["accuracy"], judged.images) if "accuracy" in judged.metrics and judged.images else None
+    sure = f" (95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f} %)" if ends else ""
     scores = ", ".join([*(text + (sure if i == 0 else "") for i, text in enumerate(shown)), f"loss {loss(judged.loss)} nats"])
     often = "were looked at once" if len(proof.openings) == 1 else f"have been looked at {len(proof.openings)} times, last"
     images = several(judged.images, "test image")

@@ -75,7 +75,8 @@ def gain(view: StudyView) -> Drawn | None:
 def add_majority(drawn: go.Figure, goal: Objective, value: float, y: float) -> None:
     """Guessing the commonest class: an arrow at the edge where it is so bad that it would squeeze all others."""
     x, (low, high) = goal.factor * value, drawn.layout.xaxis.range
-    at, symbol = (x, "hexagon") if low <= x <= high else (low, "triangle-left") if x < low else (high, "triangle-right")
+    room = 0.012 * (high - low)
+    at, symbol = (x, "hexagon") if low <= x <= high else (low + room, "triangle-left") if x < low else (high - room, "triangle-right")
     drawn.add_scatter(
         x=[at],
         y=[y],

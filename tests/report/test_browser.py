@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from proof_samples import opened, shown, stored
 from report_samples import FULL, HOSTILE, SPACE, SPEC, crafted, data_report, failed, hostile_data, lifelike, record, view
 
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.page import write_data_page, write_page
+from hpsearch.report.proof_figures import PROVEN
+from hpsearch.types import Example
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 SHOTS = Path(__file__).parents[1] / "screenshots"
@@ -105,7 +108,8 @@ def look(tmp_path: Path, page: Path, width: int, height: int, dark: bool = False
 
 def check_plots(seen: dict[str, Any], width: int) -> None:
     """Each plot holds marks and fits; the page does not scroll sideways; trial numbers and epochs are whole."""
-    assert set(seen["plots"]) - {"plot-class_counts"} == {f"plot-{name}" for name in FIGURES if name != "class_counts"}
+    always = {f"plot-{name}" for name in FIGURES if name != "class_counts"}
+    assert set(seen["plots"]) - {"plot-class_counts", *(f"plot-{name}" for name in PROVEN)} == always
     for name, plot in seen["plots"].items():
         assert plot["marks"] > 0, name
         assert plot["drawn"] == pytest.approx(plot["width"], abs=1), name
@@ -188,6 +192,31 @@ def test_a_study_of_another_objective_with_its_data(width: int, height: int, mod
     check_sorted(seen)
     assert "plot-class_counts" in seen["plots"]
     assert (seen["images"], seen["broken"]) == (2 * 12 + 3, 0)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 9900), (390, 14600)])
+def test_a_study_that_proved_something(width: int, height: int, mode: str, tmp_path: Path) -> None:
+    page = write_page(shown(opened(stored())), tmp_path / "report.html")
+    seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"proven-{width}-{mode}")
+    check_plots(seen, width)
+    assert {f"plot-{name}" for name in PROVEN} <= set(seen["plots"])
+    assert (seen["images"], seen["broken"]) == (9, 0)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_proof_on_a_hundred_classes_looked_at_twice(width: int, tmp_path: Path) -> None:
+    study = stored(tuple(f"class number {i}" for i in range(100)), objective="accuracy", cv="3x5", confirm=None)
+    page = write_page(shown(opened(opened(study, trial=1))), tmp_path / "report.html")
+    check_plots(look(tmp_path, page, width, 10500 if width > 1000 else 14600, shot=f"proven-hundred-{width}"), width)
+
+
+def test_a_hostile_proof_does_nothing(tmp_path: Path) -> None:
+    mistakes = (Example((HOSTILE,), HOSTILE, ("javascript:alert(1)",)),)
+    page = write_page(shown(opened(stored((HOSTILE, "b", "c" * 300)), mistakes=mistakes)), tmp_path / "report.html")
+    seen = look(tmp_path, page, 390, 12000)
+    check_plots(seen, 390)
+    assert seen["images"] == 0
 
 
 @pytest.mark.parametrize("width", [1280, 390])
