@@ -355,9 +355,21 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 @click.option("--trial", type=int, metavar="N", help="another trial than the best, if its weights are still there")
 @click.option("--force", is_flag=True, help="replace the model that an earlier export left in the folder")
 @click.option("--uncalibrated", is_flag=True, help="do without the validation images: no temperature, no check of the score")
+@click.option("--register", metavar="NAME", help="also put the model into MLflow's registry, as the champion of this name")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
 @stored
 @guarded
-def export(study: str | None, output: Path, trial: int | None, force: bool, uncalibrated: bool, storage: str | None, as_json: bool) -> None:
+def export(
+    study: str | None,
+    output: Path,
+    trial: int | None,
+    force: bool,
+    uncalibrated: bool,
+    register: str | None,
+    tracking_uri: str | None,
+    storage: str | None,
+    as_json: bool,
+) -> None:
     """Write a study's best model as a folder of its own.
 
     The folder holds the weights that earned the score, a model card, calibrated probabilities, and a script that needs torch but no
@@ -365,12 +377,17 @@ def export(study: str | None, output: Path, trial: int | None, force: bool, unca
     """
     from rich.console import Console
 
-    from hpsearch import delivery
-    from hpsearch.printing import Steps, export_lines
+    from hpsearch import delivery, publishing
+    from hpsearch.printing import Steps, export_lines, registered_lines
 
+    where = located(storage, tracking_uri, register is not None)
     with Steps(Console(stderr=True)) as steps:
-        done = delivery.export(located(storage, track=False), study, output, trial, force, not uncalibrated, steps.say)
-    click.echo(json.dumps(asdict(done), indent=2) if as_json else "\n".join(export_lines(done)))
+        done = delivery.export(where, study, output, trial, force, not uncalibrated, steps.say)
+        kept = publishing.register(where, register, output, done.study, done.trial, steps.say) if register else None
+    if as_json:
+        click.echo(json.dumps(asdict(done) | ({"registered": asdict(kept)} if kept else {}), indent=2))
+    else:
+        click.echo("\n".join([*export_lines(done), *(registered_lines(kept) if kept else [])]))
 
 
 @main.command("test")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hpsearch.delivery import Opening
     from hpsearch.finetune.export import Exported
     from hpsearch.finetune.predict import Prediction
+    from hpsearch.tracking.registry import Registered
 
 LEVELS = {"error": ("refused", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
 CLASSES = 20  # classes listed one by one
@@ -127,6 +128,14 @@ def export_lines(done: Exported) -> list[str]:
         lines.append(f"  calibration error  {100 * found.ece_before:.1f} % -> {100 * found.ece_after:.1f} % (expected, 15 bins)")
         lines += [f"  left at 1: {found.reason}"] if found.reason else []
     return [*lines, "", f"Model:    {done.folder}", f"Try:      hpsearch predict {shlex.quote(done.folder)} IMAGE ..."]
+
+
+def registered_lines(kept: Registered) -> list[str]:
+    """What the registry holds now, and how to load it."""
+    return [
+        f"Registry: {kept.name}, version {kept.version}, the champion",
+        f'Load:     mlflow.pyfunc.load_model("models:/{kept.name}@champion")',
+    ]
 
 
 def prediction_table(told: Sequence[Prediction]) -> Table:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpsearch import tracking
 from hpsearch.actions import Place, ending, show
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.machine import study_lock
-from hpsearch.types import Say, StoredStudy, StudyStarted, say_nothing
+from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
+
+if TYPE_CHECKING:
+    from hpsearch.tracking.registry import Registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,49 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
         raise FixSetup(f"MLflow could not be written ({mirror.problem}): the whole story is in {folder / 'tracking.log'}")
     ended = sum(r.status.ended for r in stored.records)
     return Synced(stored.name, ended, sum(r.status.ended for r in stored.runs))
+
+
+def register(where: Place, name: str, folder: Path, study: str, trial: int, say: Say = say_nothing) -> Registered:
+    """Put an exported model into MLflow's registry as the next version of `name`, linked to its trial's run.
+
+    The mirror is completed first where it lacks the run. Raises FixSetup when MLflow refuses, and what `sync` does.
+    """
+    assert where.tracking is not None
+    tracking.quiet_environment()
+    from hpsearch.tracking import registry
+
+    stored = show(where, study)
+    say("Loading MLflow", 0, 0)
+    run = found(where.tracking, stored, trial)
+    if not run:
+        sync(where, study, say)
+        run = found(where.tracking, stored, trial)
+    record = next(r for r in stored.records if r.number == trial)
+    scores = {"val_loss": record.val_loss, **{key: record.metrics.get(key) for key in OBJECTIVES if key != "val_loss"}}
+    opened = next((o for o in reversed(stored.openings) if o["trial"] == trial), None)
+    if opened is not None:
+        judged = next(j for j in opened["judged"] if j["name"] == f"trial-{trial:04d}")
+        scores |= {"test_loss": judged["loss"], **{f"test_{key}": judged["metrics"].get(key) for key in OBJECTIVES if key != "val_loss"}}
+    say("Tracing the network", 0, 0)
+    from hpsearch.finetune.traced import trace
+
+    with tempfile.TemporaryDirectory() as aside:
+        graph = Path(aside) / "model.pt2"
+        untraced = trace(folder, graph)
+        numbers = {key: value for key, value in scores.items() if value is not None}
+        made = registry.register(where.tracking, name, folder, None if untraced else graph, run, numbers, say)
+    return replace(made, untraced=untraced)
+
+
+def found(uri: str, stored: StoredStudy, trial: int) -> str:
+    """The trial's run in MLflow; "" without one. FixSetup when MLflow does not answer."""
+    from hpsearch.tracking.registry import find_run
+
+    tracking.create_store(uri)
+    try:
+        return find_run(uri, stored.uid, trial)
+    except Exception as error:  # of MLflow, of its database, of the network
+        raise FixSetup(f"MLflow does not answer: {tracking.masked(str(error).partition(chr(10))[0], uri)}") from error
 
 
 def reason_of(stored: StoredStudy) -> str:
