@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 BATCH = 64  # images at once
-warnings.filterwarnings("ignore", "[^A]*Add type hints to the `predict`")  # images come in too many forms for one
 
 
 class Classifier(PythonModel):
     """Images in, a table of class and probability out, a row for each image; preprocessing included."""
+
+    _skip_type_hint_validation = True  # else MLflow warns whoever loads it: images come in too many forms for one hint
 
     def load_context(self, context: Any) -> None:
         """Load the network through the folder's own predict.py."""
@@ -36,7 +36,7 @@ class Classifier(PythonModel):
         spec.loader.exec_module(self.code)
         self.net, self.config = self.code.load(folder)
 
-    def predict(self, context: Any, model_input, params=None) -> Any:  # type: ignore[no-untyped-def] # noqa: ARG002
+    def predict(self, context, model_input, params=None) -> Any:  # type: ignore[no-untyped-def] # noqa: ARG002
         """The most probable class of each image; with params={"all": True} a column for each class as well."""
         images, rows = listed(model_input), []
         for start in range(0, len(images), BATCH):
