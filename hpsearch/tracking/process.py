@@ -69,11 +69,11 @@ def masked(text: str, uri: str) -> str:
     """`text` without the credentials that `uri` may hold."""
     try:
         parts = urlsplit(uri)
-        secrets = [parts.netloc.rpartition("@")[0], *(secret for secret in (parts.password,) if secret)]
+        secrets = [parts.netloc.rpartition("@")[0], parts.password or ""]
     except ValueError:  # not to be parsed, and so not to be shown either
         return text.replace(uri, "***")
-    for secret in filter(None, [*secrets, *map(unquote, secrets)]):
-        text = text.replace(secret, "***")
+    for secret in (*secrets, *map(unquote, secrets)):
+        text = text.replace(secret, "***") if len(secret) > 2 else text  # a shorter one is in every word
     return text
 
 
