@@ -3,11 +3,12 @@
 import argparse
 import inspect
 
-from benchmarks import default_study, orchestration, real_data, replay, search
+from benchmarks import default_study, mirror, orchestration, real_data, replay, search
 from benchmarks.common import machine
 
 ALL = {
     "orchestration": orchestration,
+    "mirror": mirror,
     "default_study": default_study,
     "replay": replay,
     "search": search,
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--per-cut", type=int, help="trials of each number of frozen layers (replay)")
     parser.add_argument("--only", help="only these, such as tuned,hpsearch (replay, search)")
     parser.add_argument("--wall", type=float, help="seconds of each search (search)")
+    parser.add_argument("--trials", type=int, help="of the study (orchestration, mirror)")
     parser.add_argument("--repeats", type=int, help="how often")
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     names = options.pop("names") or list(ALL)

@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,13 +13,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from hpsearch.tracking import MlflowTracker, masked
 from hpsearch.types import StudyStarted
 from tests.events import study_events
 from tests.mlflow_store import by_name
+from tests.test_docs import ROOT, blocks, commands
 
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 QUICK = ("--trials", "3", "--set", "space.epochs=2")
@@ -97,6 +101,27 @@ print(model.predict(model.input_example).shape)
 """
     loaded = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "(1, 2)" in loaded.stdout
+
+
+def test_the_page_on_mlflow_runs_as_it_stands(server, tmp_path):
+    uri, _, _ = server
+    page = ROOT / "docs" / "mlflow.md"
+    lines = commands(page)
+    assert len(lines) == 3
+    for line in lines:
+        hpsearch(tmp_path, *shlex.split(line.replace("http://127.0.0.1:5000", uri))[1:])
+    Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(tmp_path / "digit.png")
+    (code,) = blocks(page, "python")
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    command = [sys.executable, "-I", "-c", f"{code}\nprint(graph)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "probability of 9" in done.stdout
 
 
 def test_a_server_that_hangs_costs_no_trial_and_a_bounded_wait_and_sync_completes(server, tmp_path):
