@@ -19,6 +19,7 @@ from hpsearch.spec import parse_spec
 from hpsearch.tracking import MlflowTracker, create_store
 from hpsearch.types import EpochDone, Event, Progress, Status, StudyEnded, StudyStarted, Trial, TrialEnded, TrialRecord, TrialStarted
 
+EPOCH = 0.01  # seconds; the parent run is the oldest, as in a real study
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "top5", "learning_rate")
 PARENT = "document.querySelectorAll('.ag-row button').length > 0"  # the table of runs, with the parent's run folded
 UNFOLD = "document.querySelector('.ag-row button').click()"
@@ -28,7 +29,7 @@ LINES = "document.querySelectorAll('.js-plotly-plot svg path, canvas').length > 
 
 def stream(trials: int, epochs: int) -> Iterator[Event]:
     """What the mirror hears of a study, one trial after another, a third of them pruned."""
-    draw, at, best = random.Random(0), 1.78e9, None
+    draw, at, best = random.Random(0), time.time(), None
     yield StudyStarted("thousand", "uid-of-thousand", parse_spec({"name": "thousand"}).resolved(), (), trials, 2)
     for number in range(trials):
         params = {"learning_rate": 10 ** draw.uniform(-5, -1), "batch_size": draw.choice([8, 16, 32]), "epochs": epochs}
@@ -37,10 +38,10 @@ def stream(trials: int, epochs: int) -> Iterator[Event]:
         rows, pruned = [], draw.random() < 1 / 3
         for epoch in range(1, epochs + 1 if not pruned else epochs // 3):
             loss = (1 + math.log10(params["learning_rate"]) / 10) / epoch + draw.random() / 10
-            found = Progress(number, epoch, epochs, loss, loss, dict.fromkeys(METRICS, 1 - loss / 2), epoch * 1.0, 1000.0)
+            found = Progress(number, epoch, epochs, loss, loss, dict.fromkeys(METRICS, 1 - loss / 2), epoch * EPOCH, 1000.0)
             rows.append(found.row())
-            yield EpochDone(found, False, at + epoch)
-        at += epochs
+            yield EpochDone(found, False, at + epoch * EPOCH)
+        at += len(rows) * EPOCH
         kept = min(rows, key=lambda row: row["val_loss"])
         record = TrialRecord(
             number=number,
@@ -50,8 +51,8 @@ def stream(trials: int, epochs: int) -> Iterator[Event]:
             attempt=1,
             val_loss=kept["val_loss"],
             best_epoch=int(kept["epoch"]),
-            seconds=float(len(rows)),
-            started=at - epochs,
+            seconds=len(rows) * EPOCH,
+            started=at - len(rows) * EPOCH,
             ended=at,
             metrics={key: kept[key] for key in METRICS},
             effective=params,

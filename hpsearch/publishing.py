@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch import tracking
-from hpsearch.actions import Place, ending, show
+from hpsearch.actions import Place, ending, read, show
+from hpsearch.compared import members
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.machine import study_lock
+from hpsearch.startup import lock_folders
 from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
 
 if TYPE_CHECKING:
@@ -27,31 +30,56 @@ class Synced:
 
 
 def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
-    """Rebuild or complete a study's mirror from the storage; doing it twice changes nothing.
+    """Rebuild or complete the mirror of a study, or of all studies of a comparison, from the storage; twice changes nothing.
 
     Raises NotFound without the study, WaitOrStop while it is run, FixInput for one that is not hpsearch's, FixSetup when MLflow
     cannot be written.
     """
     assert where.tracking is not None
-    stored = show(where, name)
-    if not stored.uid:
-        raise FixInput(f"the study '{stored.name}' in this storage was not made by hpsearch, so there is nothing to bring into MLflow")
-    folder = where.runs(stored.name)
+    studies = chosen(where, name)
+    title = name or studies[0].name
+    folder = where.runs(title)
     folder.mkdir(parents=True, exist_ok=True)
-    with study_lock([folder], stored.name):
-        say(f"Bringing {stored.name} into MLflow", 0, 0)
+    with ExitStack() as locks:
+        for stored in studies:
+            locks.enter_context(study_lock(lock_folders(where.runs(stored.name), where.storage, stored.name), stored.name))
+        say(f"Bringing {title} into MLflow", 0, 0)
         mirror = tracking.MlflowTracker(where.tracking, folder)
         try:
-            mirror.record(StudyStarted(stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs))
-            mirror.record(ending(stored, where, reason_of(stored)))
+            for stored in studies:
+                told = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
+                mirror.record(StudyStarted(*told, experiment=experiment_of(stored)))
+                mirror.record(ending(stored, where, reason_of(stored)))
             mirror.close(patience=None)
         except BaseException:
             mirror.abandon()
             raise
     if mirror.problem:
         raise FixSetup(f"MLflow could not be written ({mirror.problem}): the whole story is in {folder / 'tracking.log'}")
-    ended = sum(r.status.ended for r in stored.records)
-    return Synced(stored.name, ended, sum(r.status.ended for r in stored.runs))
+    ended = sum(r.status.ended for stored in studies for r in stored.records)
+    return Synced(title, ended, sum(r.status.ended for stored in studies for r in stored.runs))
+
+
+def chosen(where: Place, name: str | None) -> list[StoredStudy]:
+    """The study of that name, or the studies of that comparison."""
+    from hpsearch.search.catalog import study_names
+    from hpsearch.search.store import opened
+
+    with opened(where.storage) as storage:
+        known = study_names(storage)
+        names: list[str] = members(known, name) if name is not None and name not in known else []
+        studies = [read(storage, each) for each in names] or [read(storage, name)]
+    for stored in studies:
+        if not stored.uid:
+            raise FixInput(f"the study '{stored.name}' in this storage was not made by hpsearch, so there is nothing to bring into MLflow")
+    return studies
+
+
+def experiment_of(stored: StoredStudy) -> str:
+    """The comparison that a study belongs to, whose name its experiment has; "" for none."""
+    name, sampler, repeat = stored.name, stored.spec.get("sampler"), int(stored.spec.get("repeat", 0))
+    end = f"-{sampler}-r{repeat}"
+    return name.removesuffix(end) if repeat and name.endswith(end) else ""
 
 
 def register(where: Place, name: str, folder: Path, study: str, trial: int, say: Say = say_nothing) -> Registered:

@@ -84,6 +84,7 @@ BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli", "hpsearch.printing"),
     ("hpsearch.delivery", "hpsearch.actions"),
     ("hpsearch.publishing", "hpsearch.actions"),
+    ("hpsearch.publishing", "hpsearch.compared"),
 }
 
 

@@ -191,3 +191,17 @@ def test_registering_a_study_without_mirror_makes_one(study, tmp_path, new_store
     kept = json.loads(done.stdout)["registered"]
     assert (kept["name"], kept["version"]) == ("reader", "1")
     assert MlflowClient(elsewhere).get_run(kept["run"]).data.tags["mlflow.runName"] == f"trial-{json.loads(done.stdout)['trial']:04d}"
+
+
+def test_a_comparison_is_synced_under_its_name_into_its_experiment(tmp_path, new_store):
+    new_store(tmp_path)
+    asked = ("--samplers", "tpe,random", "--trials", "2", "--repeats", "1", "--set", "space.epochs=1", "--name", "pair")
+    hpsearch(tmp_path, "compare", *asked)
+    before = dump(uri(tmp_path))
+    assert "pair: MLflow has 4 trials" in hpsearch(tmp_path, "sync", "pair").stdout
+    assert dump(uri(tmp_path)) == before
+    (tmp_path / "empty").mkdir()
+    hpsearch(tmp_path, "sync", "pair", "--tracking-uri", new_store(tmp_path / "empty"))
+    again = dump(uri(tmp_path / "empty"))
+    assert {name for name in again if name in before} == {"Default", "pair"}
+    assert sum("mlflow.parentRunId" not in run["tags"] for run in again.values() if "tags" in run) == 2
