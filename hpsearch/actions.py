@@ -119,7 +119,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 spec = spec.bound(blocks)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say))) as searcher:
                     stored = read_study(storage, name)
-                    if prepared is None and (searcher.remaining(spec.trials) or due(stored)):
+                    proving = spec.references or spec.repeats is not None  # what an earlier session asked for is not repeated unasked
+                    if prepared is None and (searcher.remaining(spec.trials) or (proving and due(stored))):
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
                         same_inputs(name, known, prepared)
@@ -134,7 +135,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         stop=lambda: "interrupted" if stopped_by() else None,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
-                if executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):
+                if proving and executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):
                     prover = Prover(storage, name, executor, trackers, loop.facts, stopped_by, say)
                     reason = prover.prove(executor.ref.config) or reason
             summary = finish(spec, where, reason, trackers, say, begun)

@@ -35,6 +35,8 @@ def export(
 
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
     default = next((r for r in stored.records if r.number == 0), None)
+    label = f"trial-{record.number:04d}"
+    seen = [Judged.from_json(j) for o in stored.openings if o["trial"] == record.number for j in o["judged"] if j["name"] == label]
     winner = Winner(
         study=stored.name,
         spec=stored.spec,
@@ -44,6 +46,8 @@ def export(
         counts={status: n for status, n in counts.items() if n},
         checkpoint=weights,
         folder=where.runs(stored.name),
+        test=seen[-1] if seen else None,
+        openings=len(stored.openings),
     )
     return write(winner, out, force, with_data, say)
 

@@ -31,7 +31,8 @@ def summary_lines(s: Summary) -> list[str]:
         best = s.winner or s.best
         confirmed = f" (confirmed; in the search trial {s.best.number} looked best)" if best.number != s.best.number else ""
         lines += ["", f"Best: trial {best.number}  {score(best)}{confirmed}", *parameters(best), ""]
-        lines += proof_lines(s.proof, best.objective) if s.proof else gain(best, s.default)
+        lines += gain(best, s.default) if s.proof is None or not s.proof.gains else []
+        lines += ["", *proof_lines(s.proof, best.objective)] if s.proof else []
     lines.append("")
     for label, value in (("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)):
         lines += [f"{label + ':':<9}{value}"] if value else []

@@ -115,6 +115,17 @@ def test_the_same_command_again_does_nothing(done):
     assert len(runs) == 1 + len(after.records) + len(after.runs)
 
 
+def test_a_session_that_asks_for_nothing_undoes_nothing_and_proves_nothing_new(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done[0], folder)
+    before = stored(folder)
+    result = hpsearch(folder, "run", *QUICK, "--trials", "8", "--name", NAME, "--no-tracking")
+    assert result.returncode == 0, result.stderr
+    after = stored(folder)
+    assert len(after.records) == 8
+    assert (after.runs, after.openings, after.spec["confirm"]) == (before.runs, before.openings, before.spec["confirm"])
+
+
 def test_a_second_look_at_the_test_images_is_refused_then_recorded_and_shown(done, tmp_path):
     folder, _ = done
     proof = proof_of(stored(folder))

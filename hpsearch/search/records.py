@@ -50,8 +50,20 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
             f"the study '{name}' exists and differs in what makes its trials comparable:\n{listed}\n"
             "choose another --name, or repeat the command as it was to continue that study"
         )
-    storage.set_study_user_attr(study_id, RECORD, stored | {"spec": spec.resolved(), "digest": spec.digest()})
+    resolved = proven_before(stored["spec"], spec.resolved())
+    storage.set_study_user_attr(study_id, RECORD, stored | {"spec": resolved, "digest": spec.digest()})
     return study_id
+
+
+def proven_before(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new resolved study with what the old one asked for beside its search, where it asks for nothing itself.
+
+    A session that only looks, or searches on, does not undo a confirmation.
+    """
+    kept = {"references": old.get("references", False) or new["references"]}
+    if not (new["confirm"] or new["cv"]):
+        kept |= {key: old.get(key) for key in ("confirm", "cv")}
+    return new | kept
 
 
 def direction_of(objective: str) -> StudyDirection:
