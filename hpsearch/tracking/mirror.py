@@ -191,7 +191,9 @@ class Mirror:
         from mlflow.entities import RunTag
 
         self.classes = facts.get("classes", self.classes)
-        self.client.log_batch(self.parent, tags=[RunTag(f"hpsearch.{key}", str(value)[: labels.LIMIT]) for key, value in facts.items()])
+        names = {"weights": "weights_loaded"}  # which file, and what of it did not fit; `hpsearch.weights` is what was asked for
+        tags = {f"hpsearch.{names.get(key, key)}": str(value)[: labels.LIMIT] for key, value in facts.items()}
+        self.client.log_batch(self.parent, tags=[RunTag(key, value) for key, value in tags.items()])
         if inputs := labels.datasets(self.data, facts):
             self.client.log_inputs(self.parent, datasets=inputs)
 
