@@ -17,7 +17,7 @@ from hpsearch.machine import ignore_signals
 from hpsearch.types import Event, StudyStarted
 
 if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
+    from ctypes import c_longlong
 
 FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is sent
 
@@ -25,8 +25,8 @@ FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is 
 def serve(
     events: multiprocessing.Queue[Event | None],
     answers: multiprocessing.Queue[str],
-    taken: Synchronized[int],
-    beats: Synchronized[int],
+    taken: c_longlong,
+    beats: c_longlong,
     uri: str,
     folder: str,
 ) -> None:

@@ -7,17 +7,13 @@ import os
 import queue
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpsearch.errors import FixInput
 from hpsearch.machine import shielded
 from hpsearch.tracking.process import masked, serve
 from hpsearch.types import EpochDone, Event, TrialEnded
 
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
-
-EXIT_SECONDS = 3.0  # how long a mirror that has answered may take to end
+EXIT_SECONDS = 10.0  # how long a mirror that has answered may take to end
 STILL_SECONDS = 30.0  # how long the end of a study waits for a mirror that gets nowhere
 DRAIN_SECONDS = 120.0  # how long for one that does
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -56,8 +52,7 @@ class MlflowTracker:
         context = multiprocessing.get_context("spawn")
         self.events: multiprocessing.Queue[Event | None] = context.Queue()
         self.answers: multiprocessing.Queue[str] = context.Queue()
-        self.taken: Synchronized[int] = context.Value("q", 0)
-        self.beats: Synchronized[int] = context.Value("q", 0)
+        self.taken, self.beats = context.RawValue("q", 0), context.RawValue("q", 0)  # without a lock that a killed process would keep
         shared = (self.events, self.answers, self.taken, self.beats)
         self.process = context.Process(target=serve, args=(*shared, uri, str(folder)), name="hpsearch-mlflow", daemon=True)
         with shielded():
@@ -68,7 +63,7 @@ class MlflowTracker:
     @property
     def behind(self) -> int:
         """How many epochs and ends of trials MLflow does not have."""
-        return self.points - self.taken.value
+        return self.points - int(self.taken.value)
 
     def record(self, event: Event) -> None:
         """Queue the event."""
