@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import FixInput, FixSetup, Interrupted
 from hpsearch.orchestrator import Orchestrator, forget
 from hpsearch.proof import Proof, again, outstanding, proof_of, ranked, repeats, wanted, winner_of
 from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Tracker, Trial, TrialRecord, Verdict
@@ -63,7 +63,10 @@ class Prover:
             reason = self.train("Training the winner again", (numbered(study, winner),))
             if reason == "interrupted":
                 return reason
-        self.open_test(config, winner)
+        try:
+            self.open_test(config, winner)
+        except Interrupted:
+            return "interrupted"
         for run in self.study().runs:
             if run.origin != "winner":
                 forget(run.checkpoint)
@@ -105,8 +108,8 @@ class Prover:
             return
         try:
             asked = {**config, "checkpoints": checkpoints(study, winner), "judge_split": "test"}
-            verdict: Verdict = self.executor.aside(JUDGE, asked, self.say, self.stopped_by)
-        except HpsearchError as error:
+            verdict: Verdict = self.executor.aside(JUDGE, asked, self.say, self.stopped_by, "measuring the test images")
+        except (FixInput, FixSetup) as error:
             self.say(f"Test: the test images could not be looked at: {error}", 0, 0)
             return
         remember(self.storage, study, winner, verdict)

@@ -6,12 +6,16 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
+from hpsearch.errors import FixSetup, Interrupted
 from hpsearch.proof import outstanding, proof_of
+from hpsearch.proving import Prover
 from hpsearch.search.catalog import read_study
+from hpsearch.search.records import OPENINGS
 from hpsearch.search.store import opened
 from tests.test_docs import ROOT, blocks
 from tests.test_main_job import HPSEARCH, hpsearch
@@ -138,6 +142,22 @@ def test_a_second_look_at_the_test_images_is_refused_then_recorded_and_shown(don
     assert f"trial {proof.winner}" in refused.stderr
     assert "--again" in refused.stderr
     assert len(stored(folder).openings) == 1
+
+
+@pytest.mark.parametrize(("error", "reason"), [(Interrupted("stop", 2), "interrupted"), (FixSetup("no memory"), "")])
+def test_a_look_that_was_cut_short_is_no_look(done, tmp_path, error, reason):
+    shutil.copy(done[0] / "hpsearch.db", tmp_path)
+    said = []
+
+    def aside(*_):
+        raise error
+
+    with opened(f"sqlite:///{tmp_path}/hpsearch.db") as storage:
+        storage.set_study_user_attr(storage.get_study_id_from_name(NAME), OPENINGS, [])
+        prover = Prover(storage, NAME, SimpleNamespace(aside=aside), [], None, lambda: None, lambda *words: said.append(words[0]))
+        assert prover.prove({}) == reason
+        assert read_study(storage, NAME).openings == ()
+    assert ["no memory" in text for text in said] == ([] if reason else [True])
 
 
 def test_best_export_and_predict_take_the_winner(done, tmp_path):

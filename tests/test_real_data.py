@@ -251,7 +251,7 @@ def test_ctrl_c_while_preparing_leaves_nothing_running(photos):
     finally:
         process.kill()
     assert process.returncode == 130, rest
-    assert "stopped before the first trial" in rest
+    assert "stopped while preparing the study" in rest
     give_up = time.monotonic() + 10
     while (left := processes_in(photos)) and time.monotonic() < give_up:
         time.sleep(0.1)

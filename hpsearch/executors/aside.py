@@ -14,22 +14,29 @@ from hpsearch.errors import FixSetup, HpsearchError, Interrupted
 from hpsearch.machine import ignore_signals
 from hpsearch.types import Say
 
+PREPARING = "preparing the study"
+
 
 def call(
-    context: ForkServerContext, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None
+    context: ForkServerContext,
+    target: str,
+    config: Mapping[str, Any],
+    say: Say,
+    stopped_by: Callable[[], int | None] = lambda: None,
+    what: str = PREPARING,
 ) -> Any:
     """The result of `target` ("package.module:function") called with `config` and something to say progress to.
 
-    Raises what it raises, FixSetup when its process dies, and Interrupted after a signal.
+    `what` it does is for messages. Raises what it raises, FixSetup when its process dies, and Interrupted after a signal.
     """
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(theirs, target, config), name=target, daemon=True)
+    process = context.Process(target=answer, args=(theirs, target, config, what), name=target, daemon=True)
     launch(process)
     theirs.close()
     try:
         while True:
             if (number := stopped_by()) is not None:
-                raise Interrupted("stopped before the first trial; the same command begins again", number)
+                raise Interrupted(f"stopped while {what}; the same command begins with that again", number)
             if ours.poll(0.2):
                 kind, value = ours.recv()
                 if kind == "done":
@@ -42,7 +49,7 @@ def call(
         code = process.exitcode or 0
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         remedy = "a damaged image may have crashed its decoder, or memory ran out; look at what was said last"
-        raise FixSetup(f"preparing the study ended with {cause}: {remedy}") from None
+        raise FixSetup(f"{what} ended with {cause}: {remedy}") from None
     finally:
         process.kill()
         process.join()
@@ -57,7 +64,7 @@ def launch(process: ForkServerProcess) -> None:
         raise FixSetup(f"no process could be started ({error or 'the fork server died'}): does `import torch` work?") from None
 
 
-def answer(connection: Connection, target: str, config: Mapping[str, Any]) -> None:
+def answer(connection: Connection, target: str, config: Mapping[str, Any], what: str) -> None:
     """The other process: call, and send what came out; it ends when nobody listens any more."""
     ignore_signals()
     module, _, name = target.partition(":")
@@ -69,4 +76,4 @@ def answer(connection: Connection, target: str, config: Mapping[str, Any]) -> No
     except (BrokenPipeError, ConnectionResetError):
         return
     except Exception:
-        connection.send(("error", FixSetup(f"preparing the study failed:\n{traceback.format_exc()}")))
+        connection.send(("error", FixSetup(f"{what} failed:\n{traceback.format_exc()}")))

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from hpsearch.errors import FixSetup
-from hpsearch.executors.aside import call, launch
+from hpsearch.executors.aside import PREPARING, call, launch
 from hpsearch.executors.worker import KernelRef, Sessions, failures, ready
 from hpsearch.machine import ignore_signals, shielded
 from hpsearch.types import Job, Message, Outcome, Say
@@ -79,9 +79,11 @@ class ProcessExecutor:
         assert self.ref is not None, "name the kernel before the workers start"
         self.seats = [self.hire(worker) for worker in range(self.workers)]
 
-    def aside(self, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None) -> Any:
-        """Call a function in a process forked from the same server, before the workers start; see `aside.call`."""
-        return call(self.context, target, config, say, stopped_by)
+    def aside(
+        self, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None, what: str = PREPARING
+    ) -> Any:
+        """Call a function in a process forked from the same server; see `aside.call`."""
+        return call(self.context, target, config, say, stopped_by, what)
 
     def hire(self, worker: int) -> Seat:
         """Start one worker."""
