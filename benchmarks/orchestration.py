@@ -16,11 +16,12 @@ from benchmarks.common import brief, save
 from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
+from hpsearch.protocols import Session, Tracker
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import load_spec
 from hpsearch.tracking import MlflowTracker, create_store
-from hpsearch.types import Event, Facts, Job, Outcome, Progress, Session, Status, StudyEnded, Tracker
+from hpsearch.types import Event, Facts, Job, Outcome, Progress, Status, StudyEnded
 
 EPOCHS = 10
 METRICS = dict.fromkeys(("accuracy", "balanced_accuracy", "precision", "recall", "f1", "top5", "learning_rate"), 0.5)

@@ -19,8 +19,9 @@ from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import stop_signals, study_lock
 from hpsearch.proof import Proof, proof_of, wanted, winner_of
+from hpsearch.protocols import Tracker
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
-from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, Tracker, TrialRecord, best_record, say_nothing
+from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

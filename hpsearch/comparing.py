@@ -19,9 +19,10 @@ from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.machine import stop_signals, study_lock
 from hpsearch.orchestrator import Orchestrator
+from hpsearch.protocols import Tracker
 from hpsearch.spec import StudySpec, check_study_name, comparable
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
-from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, Tracker, TrialRecord, say_nothing
+from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -10,19 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hpsearch.protocols import Executor, Message, Searcher, Tracker
 from hpsearch.types import (
     EpochDone,
     Event,
-    Executor,
     Facts,
     Job,
-    Message,
     Outcome,
     Progress,
-    Searcher,
     Status,
     StudyStarted,
-    Tracker,
     Trial,
     TrialEnded,
     TrialPaused,

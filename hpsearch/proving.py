@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hpsearch.errors import FixInput, FixSetup, Interrupted
 from hpsearch.orchestrator import Orchestrator, forget
 from hpsearch.proof import Proof, again, outstanding, proof_of, ranked, repeats, wanted, winner_of
-from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Tracker, Trial, TrialRecord, Verdict
+from hpsearch.protocols import Tracker
+from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialRecord, Verdict
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

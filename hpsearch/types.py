@@ -1,14 +1,12 @@
-"""The nouns that cross walls, and the protocols of the rooms. Everything here is frozen, picklable and JSON-able."""
+"""The nouns that cross walls. Everything here is frozen, picklable and JSON-able."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias
-
-from hpsearch.errors import HpsearchError
+from typing import Any, Literal, TypeAlias
 
 Value: TypeAlias = float | int | str | bool | None
 Params: TypeAlias = Mapping[str, Value]
@@ -410,133 +408,3 @@ class StudyEnded:
 Event: TypeAlias = (
     ComparisonStarted | StudyStarted | StageStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
 )
-
-
-# ---------------------------------------------------------------- protocols
-
-Step: TypeAlias = tuple[Progress | Outcome, ...]
-Session: TypeAlias = Generator[Step, frozenset[int], None]
-"""Runs a job. Yields what is new (progress of live trials, outcomes of ended ones), is sent the trials to stop.
-
-An empty step says that work was started: another session of the same kernel may go on meanwhile."""
-
-
-class Kernel(Protocol):
-    """Trains. Built once per worker from a JSON-able configuration; its device context outlives trials."""
-
-    def facts(self) -> Facts:
-        """Load what trials share; raises `FixInput` or `FixSetup` when that is impossible."""
-        ...
-
-    def session(self, job: Job) -> Session:
-        """A generator over the job's epochs; a trial that fails is an `Outcome`, not an exception.
-
-        As many sessions as `Facts.slots` says may be open at once, each advanced in its turn.
-        """
-        ...
-
-    def worn(self) -> str:
-        """Why its process should be replaced once its sessions are over; "" while it need not."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What an executor heard from one worker: facts, or one step of a job (`done` once the job's session ended)."""
-
-    worker: int
-    job: int | None
-    facts: Facts | None = None
-    step: Step = ()
-    done: bool = False
-    error: HpsearchError | None = None  # the worker cannot work: the study ends
-    worn: str = ""  # why the worker takes no more jobs and is replaced once its sessions are over
-
-
-class Executor(Protocol):
-    """Carries jobs to workers and steps back. Every step with progress waits for `answer`."""
-
-    workers: int
-
-    def start(self) -> None:
-        """Start the workers; each sends its facts once it is ready."""
-        ...
-
-    def free(self) -> int:
-        """How many jobs could start at once."""
-        ...
-
-    def submit(self, job: Job) -> None:
-        """Queue a job on a free worker."""
-        ...
-
-    def poll(self, timeout: float) -> list[Message]:
-        """What has happened, waiting up to `timeout` seconds for something to happen."""
-        ...
-
-    def answer(self, job: int, stop: frozenset[int]) -> None:
-        """Let the job's session go on, without the trials in `stop`."""
-        ...
-
-    def close(self) -> None:
-        """End all workers, at once."""
-        ...
-
-
-class Tracker(Protocol):
-    """Listens. Never slows the loop and never fails it."""
-
-    def record(self, event: Event) -> None:
-        """Take note; returns at once."""
-        ...
-
-    def close(self) -> None:
-        """Finish writing what was recorded."""
-        ...
-
-
-class Searcher(Protocol):
-    """Proposes and judges."""
-
-    uid: str  # of the study
-    known: Mapping[str, Any]  # what workers of earlier sessions found
-
-    def ask(self, n: int) -> tuple[Trial, ...]:
-        """Up to `n` next trials; fewer, or none, when the space is exhausted."""
-        ...
-
-    def report(self, progress: Progress) -> bool:
-        """Take note of an epoch; True when the trial should stop."""
-        ...
-
-    def tell(self, outcome: Outcome) -> TrialRecord:
-        """Take note of how a trial ended, or that it waits at a rung."""
-        ...
-
-    def promotable(self) -> int:
-        """How many trials that wait at a rung may go on now."""
-        ...
-
-    def settle(self, over: bool) -> tuple[TrialRecord, ...]:
-        """End the trials at rungs that can never go on; all that wait there when the study is `over`."""
-        ...
-
-    def records(self) -> Iterator[TrialRecord]:
-        """Every trial so far, in order of number."""
-        ...
-
-    def remaining(self, budget: int) -> int:
-        """How many trials may be asked for now when the study is to have `budget` in all."""
-        ...
-
-    def size(self, budget: int) -> int:
-        """How many trials the study will come to with `budget`; a grid may have fewer."""
-        ...
-
-    def remember(self, facts: Facts) -> None:
-        """Keep what the first worker found out with the study."""
-        ...
-
-    def close(self) -> None:
-        """Write what is queued; trials that did not end wait for the next session."""
-        ...

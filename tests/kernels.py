@@ -1,4 +1,4 @@
-"""Kernels for tests: honest small things that keep the contract of `types.Kernel`, without torch."""
+"""Kernels for tests: honest small things that keep the contract of `protocols.Kernel`, without torch."""
 
 import json
 import math

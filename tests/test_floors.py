@@ -40,6 +40,7 @@ FLOORS = (
     (
         "hpsearch.errors",
         "hpsearch.types",
+        "hpsearch.protocols",
         "hpsearch.seeds",
         "hpsearch.resources",
         "hpsearch.machine",
@@ -63,6 +64,7 @@ LOWEST = {
     "hpsearch.diagnosis": ("hpsearch.types",),
     "hpsearch.errors": (),
     "hpsearch.types": ("hpsearch.errors",),
+    "hpsearch.protocols": ("hpsearch.types", "hpsearch.errors"),
     "hpsearch.seeds": (),
     "hpsearch.statistics": (),
     "hpsearch.comparison": ("hpsearch.types", "hpsearch.errors", "hpsearch.statistics"),
@@ -71,7 +73,10 @@ LOWEST = {
     "hpsearch.machine": ("hpsearch.errors",),
 }
 # Rooms that may use less than everything below them.
-ONLY = {"hpsearch.executors": ("hpsearch.types", "hpsearch.errors", "hpsearch.machine"), "hpsearch.orchestrator": ("hpsearch.types",)}
+ONLY = {
+    "hpsearch.executors": ("hpsearch.types", "hpsearch.protocols", "hpsearch.errors", "hpsearch.machine"),
+    "hpsearch.orchestrator": ("hpsearch.types", "hpsearch.protocols"),
+}
 BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.summary"),

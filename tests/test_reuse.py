@@ -13,12 +13,13 @@ from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.reuse import Memo, Reusing, completed, cut_short
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
+from hpsearch.protocols import Message
 from hpsearch.search.catalog import read_study
 from hpsearch.search.headstart import initial
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import SAMPLERS, parse_spec
-from hpsearch.types import Job, Message, Outcome, Progress, Status, StudyStarted, Trial, TrialEnded
+from hpsearch.types import Job, Outcome, Progress, Status, StudyStarted, Trial, TrialEnded
 from tests.contracts.test_executor import started, until
 from tests.kernels import PARAMS
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hpsearch.executors.worker import KernelRef, Sessions, ready
-from hpsearch.types import Job, Message
+from hpsearch.protocols import Message
+from hpsearch.types import Job
 
 
 class InlineExecutor:

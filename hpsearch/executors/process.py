@@ -17,7 +17,8 @@ from hpsearch.errors import FixSetup
 from hpsearch.executors.aside import PREPARING, call, launch
 from hpsearch.executors.worker import KernelRef, Sessions, failures, ready
 from hpsearch.machine import ignore_signals, shielded
-from hpsearch.types import Job, Message, Outcome, Say
+from hpsearch.protocols import Message
+from hpsearch.types import Job, Outcome, Say
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int) -> None:

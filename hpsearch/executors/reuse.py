@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from hpsearch.protocols import Executor, Message
 from hpsearch.types import (
     OBJECTIVES,
     Event,
-    Executor,
     Job,
-    Message,
     Outcome,
     Params,
     Progress,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpsearch.errors import FixSetup, HpsearchError
-from hpsearch.types import Job, Kernel, Message, Outcome, Progress, Status
+from hpsearch.protocols import Kernel, Message
+from hpsearch.types import Job, Outcome, Progress, Status
 
 
 @dataclass(frozen=True, slots=True)

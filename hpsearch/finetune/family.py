@@ -12,7 +12,8 @@ from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features
 from hpsearch.finetune.kernel import FineTuneKernel, Shared, context_of
 from hpsearch.finetune.names import choices_of
-from hpsearch.types import Facts, Job, Outcome, Session, Status, Trial
+from hpsearch.protocols import Session
+from hpsearch.types import Facts, Job, Outcome, Status, Trial
 
 
 @dataclass(frozen=True, slots=True)

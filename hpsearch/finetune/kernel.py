@@ -33,9 +33,10 @@ from hpsearch.finetune.schedules import factor
 from hpsearch.finetune.slot import Slot
 from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
 from hpsearch.finetune.step import Shape
+from hpsearch.protocols import Session, Step
 from hpsearch.recipes import CORE
 from hpsearch.seeds import seed_for
-from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Session, Status, Step, Trial, score_of
+from hpsearch.types import OBJECTIVES, Facts, Job, Outcome, Params, PerClass, Progress, Status, Trial, score_of
 
 LEAK = 2**26  # bytes on the device that a trial may keep: the allocator's rounding, libraries' work spaces
 LOST = ("CUDA error", "CUBLAS_STATUS", "INTERNAL ASSERT", "outside graph capture")  # errors after which a process is of no use

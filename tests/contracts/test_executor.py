@@ -1,4 +1,4 @@
-"""The contract of `types.Executor`, over every executor."""
+"""The contract of `protocols.Executor`, over every executor."""
 
 import time
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The contract of `types.Kernel`, over every kernel."""
+"""The contract of `protocols.Kernel`, over every kernel."""
 
 import json
 import math

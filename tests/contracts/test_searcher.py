@@ -1,4 +1,4 @@
-"""The contract of `types.Searcher`, over every sampler and pruner, against the real storage."""
+"""The contract of `protocols.Searcher`, over every sampler and pruner, against the real storage."""
 
 import shutil
 import sqlite3

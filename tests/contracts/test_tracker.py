@@ -1,4 +1,4 @@
-"""The contract of `types.Tracker`: whatever comes, in the order it comes, `record` returns and `close` ends."""
+"""The contract of `protocols.Tracker`: whatever comes, in the order it comes, `record` returns and `close` ends."""
 
 import io
 
