@@ -81,16 +81,16 @@ class Clock:
 
 def hpsearch(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """Everything over the replayed list: all workers, storage, MLflow, report."""
-    from hpsearch import actions
+    from hpsearch import actions, places
     from hpsearch.search.searcher import OptunaSearcher
 
     trials = task["trials"]
     OptunaSearcher.planned = lambda _: (Trial(n, params) for n, params in enumerate(trials))  # type: ignore[method-assign]
     watch(folder)
     settings = {"name": "list", "pruner": "none", "sampler": "random", "trials": len(trials), "threads": task["threads"]}
-    clock, where = Clock(), actions.place(folder)
+    clock, where = Clock(), places.place(folder)
     actions.run(parse_spec(task["study"] | settings), where, [clock])
-    records = actions.show(where, "list").records
+    records = places.show(where, "list").records
     return {
         "seconds": clock.last - clock.first,
         "each": [r.seconds for r in records],
@@ -126,12 +126,12 @@ class Listener:
 
 def search(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """A study within a wall, everything on, with the task's pruner."""
-    from hpsearch import actions
+    from hpsearch import actions, places
 
     curve = Curve(task["wall"])
     settings = {"name": "search", "pruner": task["pruner"], "sampler": "tpe", "trials": 100_000, "threads": task["threads"]}
     with suppress(Over):
-        actions.run(parse_spec(task["study"] | settings), actions.place(folder), [Listener(curve)])
+        actions.run(parse_spec(task["study"] | settings), places.place(folder), [Listener(curve)])
     return curve.result()
 
 

@@ -11,35 +11,21 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import stop_signals, study_lock
+from hpsearch.places import Place, read, show, ui_command
 from hpsearch.proof import Proof, proof_of, wanted, winner_of
 from hpsearch.protocols import Tracker
+from hpsearch.reporting import write_report
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
 from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
-
     from hpsearch.spec import StudySpec
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a study's things are."""
-
-    folder: Path  # working folder
-    storage: str  # URL of Optuna's storage
-    tracking: str | None  # URI of MLflow's store; None when tracking is off
-
-    def runs(self, study: str) -> Path:
-        """The study's own folder: report, resolved spec, best weights, lock."""
-        return self.folder / "hpsearch-runs" / study
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +52,6 @@ class Summary:
             if values[key] is not None:
                 values[key].pop("curve")
         return values
-
-
-def place(folder: Path, storage: str | None = None, tracking_uri: str | None = None, track: bool = True) -> Place:
-    """Resolve where things are; raises FixInput or FixSetup."""
-    from hpsearch.search.store import sqlite_path, storage_url
-
-    url = storage_url(storage or os.environ.get("OPTUNA_STORAGE"), folder)
-    uri = tracking.tracking_uri(tracking_uri, folder) if track else None
-    if uri is not None and (file := sqlite_path(url)) is not None and uri == f"sqlite:///{file.resolve()}":
-        raise FixSetup(f"storage and tracking name the same file {file}; Optuna and MLflow refuse to share one")
-    return Place(folder, url, uri)
 
 
 # ---------------------------------------------------------------- run
@@ -211,19 +186,6 @@ def behind(mlflow: tracking.MlflowTracker, study: str) -> str:
 # ---------------------------------------------------------------- looking
 
 
-def read(storage: RDBStorage, name: str | None) -> StoredStudy:
-    """A stored study; without a name, the only one there is."""
-    from hpsearch.search.catalog import read_study, study_names
-
-    if name is None:
-        names = study_names(storage)
-        if len(names) != 1:
-            listed = ", ".join(names) or "none"
-            raise NotFound(f"say which study; there {'is' if len(names) < 2 else 'are'}: {listed}")
-        name = names[0]
-    return read_study(storage, name)
-
-
 def list_studies(where: Place) -> list[StoredStudy]:
     """Every study in the storage."""
     from hpsearch.search.catalog import read_study, study_names
@@ -233,14 +195,6 @@ def list_studies(where: Place) -> list[StoredStudy]:
         return [read_study(storage, name) for name in study_names(storage)]
 
 
-def show(where: Place, name: str | None) -> StoredStudy:
-    """One study with its trials."""
-    from hpsearch.search.store import opened
-
-    with opened(where.storage) as storage:
-        return read(storage, name)
-
-
 def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
     """A study and its winner; NotFound when no trial is complete."""
     stored = show(where, name)
@@ -248,50 +202,6 @@ def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
     if record is None:
         raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
     return stored, record
-
-
-def report(where: Place, name: str | None, out: Path | None = None) -> Path:
-    """Write a study's page; returns its path."""
-    from hpsearch.search.store import opened
-
-    with opened(where.storage) as storage:
-        return write_report(storage, read(storage, name), where, out)
-
-
-def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Path | None = None) -> Path:
-    """Write the page of a stored study."""
-    from hpsearch.report.page import write_page
-    from hpsearch.report.tables import StudyView
-    from hpsearch.search.catalog import importance
-    from hpsearch.search.samplers import POLICY
-
-    ranks, method = importance(storage, stored.name)
-    view = StudyView(
-        name=stored.name,
-        spec=stored.spec,
-        facts=stored.facts,
-        records=stored.records,
-        importance=ranks,
-        importance_method=method,
-        policy=POLICY.get(str(stored.spec.get("sampler")), ""),
-        notes=tuple([ui_command(where)] if where.tracking else []),
-        generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        data=read_data_report(where.runs(stored.name) / DATA_REPORT),
-        headstart=stored.headstart,
-        proof=proof_of(stored) if wanted(stored) or stored.openings else None,
-        runs=stored.runs,
-    )
-    path = out or where.runs(stored.name) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_page(view, path)
-
-
-def read_data_report(path: Path) -> DataReport | None:
-    """What checking the study's data came to; None when it was run elsewhere or its folder is gone."""
-    try:
-        return DataReport.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 # ---------------------------------------------------------------- looking before running
@@ -353,12 +263,6 @@ def cache(clear: bool) -> dict[str, Any]:
 # ---------------------------------------------------------------- MLflow's own page
 
 
-def ui_command(where: Place) -> str:
-    """The plain command that opens MLflow's page on this store, or the address of a server; without credentials."""
-    uri = tracking.masked(where.tracking or "", where.tracking or "")
-    return uri.replace("***@", "") if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-
-
 def ui(where: Place, host: str, port: int) -> list[str]:
     """The lean command behind `hpsearch ui`; also sets this process's environment for it.
 
@@ -403,13 +307,3 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "best_val_loss": record.val_loss if record else None,
         "sampler": study.spec.get("sampler"),
     }
-
-
-def record_json(record: TrialRecord) -> dict[str, Any]:
-    """A trial with its curve, JSON-able."""
-    return asdict(record) | {"score": record.score}
-
-
-def study_json(study: StoredStudy) -> dict[str, Any]:
-    """A study with its trials, JSON-able."""
-    return {"study": study.name, "spec": dict(study.spec), "facts": dict(study.facts), "trials": [record_json(r) for r in study.records]}

@@ -18,8 +18,8 @@ from hpsearch import __version__
 from hpsearch.errors import FixSetup, HpsearchError, exit_code
 
 if TYPE_CHECKING:
-    from hpsearch.actions import Place
     from hpsearch.compared import Compared
+    from hpsearch.places import Place
     from hpsearch.types import TrialRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,9 +79,9 @@ def stored(command: F) -> F:
 
 def located(storage: str | None, tracking_uri: str | None = None, track: bool = True) -> Place:
     """Where things are, from the options and the working folder."""
-    from hpsearch import actions
+    from hpsearch import places
 
-    return actions.place(Path.cwd(), storage, tracking_uri, track)
+    return places.place(Path.cwd(), storage, tracking_uri, track)
 
 
 @main.command()
@@ -274,12 +274,13 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 
     STUDY may be left out when there is only one.
     """
-    from hpsearch import actions
+    from hpsearch import places
+    from hpsearch.reporting import study_json
     from hpsearch.terminal import columns, percent, values
 
-    found = actions.show(located(storage, track=False), study)
+    found = places.show(located(storage, track=False), study)
     if as_json:
-        click.echo(json.dumps(actions.study_json(found), indent=2))
+        click.echo(json.dumps(study_json(found), indent=2))
         return
     click.echo(f"{found.name}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
     click.echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
@@ -302,6 +303,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     from hpsearch import actions
     from hpsearch.diagnosis import diagnose
     from hpsearch.proof import proof_of
+    from hpsearch.reporting import record_json
     from hpsearch.summary import confirmed, tested
     from hpsearch.terminal import score
 
@@ -309,7 +311,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     proof = proof_of(found)
     if as_json:
         more = {"diagnosis": diagnose(record), "proof": asdict(proof)}
-        click.echo(json.dumps(actions.record_json(record) | more, indent=2))
+        click.echo(json.dumps(record_json(record) | more, indent=2))
         return
     click.echo(f"{found.name}: trial {record.number}  {score(record)}")
     click.echo(f"  {diagnose(record)}")
@@ -343,9 +345,9 @@ def report(study: str | None, output: Path | None, storage: str | None, as_json:
 
     It is one self-contained HTML file that opens offline.
     """
-    from hpsearch import actions
+    from hpsearch import reporting
 
-    path = actions.report(located(storage), study, output)
+    path = reporting.report(located(storage), study, output)
     click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
 
 
@@ -548,7 +550,7 @@ def sync(study: str | None, tracking_uri: str | None, storage: str | None, as_js
     from rich.console import Console
 
     from hpsearch import publishing
-    from hpsearch.actions import ui_command
+    from hpsearch.places import ui_command
     from hpsearch.printing import Steps
 
     where = located(storage, tracking_uri)

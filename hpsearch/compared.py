@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.actions import Place
 from hpsearch.comparison import Comparison, compare, run_of
 from hpsearch.errors import FixInput, FixSetup
+from hpsearch.places import Place
 from hpsearch.spec import check_study_name, comparable
 from hpsearch.types import OBJECTIVES, Say, Status, StoredStudy, say_nothing
 from hpsearch.verdict import verdict

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.actions import Place, behind, ending, ui_command
+from hpsearch.actions import behind, ending
 from hpsearch.compared import Compared, conclude
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.machine import stop_signals, study_lock
 from hpsearch.orchestrator import Orchestrator
+from hpsearch.places import Place, ui_command
 from hpsearch.protocols import Tracker
 from hpsearch.spec import StudySpec, check_study_name, comparable
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.actions import Place, show
 from hpsearch.errors import FixInput, FixSetup, NotFound
+from hpsearch.places import Place, show
 from hpsearch.proof import winner_of
 from hpsearch.proving import remember
 from hpsearch.types import Judged, Say, Status, StoredStudy, TrialRecord, say_nothing

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch import tracking
-from hpsearch.actions import Place, ending, read, show
+from hpsearch.actions import ending
 from hpsearch.compared import members
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.machine import study_lock
+from hpsearch.places import Place, read, show
 from hpsearch.startup import lock_folders
 from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
 

@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from PIL import Image
 from torch.nn import functional as F
 
-from hpsearch.actions import Place
 from hpsearch.cli import main
 from hpsearch.delivery import checkpoint, chosen
 from hpsearch.errors import FixSetup, NotFound
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.prepare import load_images
+from hpsearch.places import Place
 from hpsearch.types import StoredStudy, say_nothing
 from tests.events import RECORDS
 from tests.squares import SQUARES
