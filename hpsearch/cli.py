@@ -337,18 +337,28 @@ def class_lines(record: TrialRecord, classes: Sequence[str]) -> list[str]:
 
 @main.command()
 @click.argument("study", required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="file to write")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="file to write; for csv and png, a folder")
+@click.option(
+    "--format", "fmt", type=click.Choice(["html", "json", "csv", "png"]), default="html", show_default=True, help="how to tell it"
+)
+@click.option("--page", metavar="PAGE", help="a page that ships with hpsearch, or a file with one of your own  [default: study]")
+@click.option("--trial", type=int, metavar="N", help="the page of one trial")
 @stored
 @guarded
-def report(study: str | None, output: Path | None, storage: str | None, as_json: bool) -> None:
-    """Write a study's page.
+def report(
+    study: str | None, output: Path | None, fmt: str, page: str | None, trial: int | None, storage: str | None, as_json: bool
+) -> None:
+    """Write a study's page, or that of one trial.
 
-    It is one self-contained HTML file that opens offline.
+    It is one self-contained HTML file that opens offline. JSON holds everything that the page shows as data; csv and png make a folder
+    with the table behind each figure, and with each figure as an image.
     """
     from hpsearch import reporting
 
-    path = reporting.report(located(storage), study, output)
-    click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+    chosen = Path(page) if page and page.endswith((".yaml", ".yml")) else page
+    written = reporting.report(located(storage), study, output, fmt, chosen, trial)
+    told: dict[str, Any] = {"report": str(written[0])} if fmt in ("html", "json") else {"reports": list(map(str, written))}
+    click.echo(json.dumps(told) if as_json else "\n".join(f"Report: {path}" for path in written))
 
 
 @main.command()

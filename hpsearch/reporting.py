@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpsearch.diagnosis import diagnose
+from hpsearch.errors import FixInput
 from hpsearch.places import Place, read, ui_command
 from hpsearch.proof import proof_of, wanted
 from hpsearch.startup import DATA_REPORT
@@ -16,24 +20,77 @@ from hpsearch.types import DataReport, StoredStudy, TrialRecord
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
+    from hpsearch.report.tables import StudyView
 
-def report(where: Place, name: str | None, out: Path | None = None) -> Path:
-    """Write a study's page; returns its path."""
+FORMATS = ("html", "json", "csv", "png")
+OF_FILES = ("csv", "png")  # these make a folder
+
+
+def report(
+    where: Place,
+    name: str | None,
+    out: Path | None = None,
+    fmt: str = "html",
+    page: str | Path | None = None,
+    trial: int | None = None,
+) -> tuple[Path, ...]:
+    """Tell of a study, or of one of its trials, in one of FORMATS; the files that were written, of CSV and PNG all in one folder.
+
+    `page` is a page spec by name or file. Raises NotFound for an unknown study or trial, FixInput for a page that cannot be shown,
+    FixSetup when `out` cannot be written or there is no browser to draw images with.
+    """
     from hpsearch.search.store import opened
 
     with opened(where.storage) as storage:
-        return write_report(storage, read(storage, name), where, out)
+        stored = read(storage, name)
+        view = view_of(storage, stored, where)
+    if trial is not None:
+        from hpsearch.report.trial import trial_of
+
+        view = replace(view, trial=trial)
+        trial_of(view)
+    if fmt == "json" and page is not None:
+        raise FixInput("--page chooses what is shown, and JSON holds everything: leave it out")
+    about = "report" if trial is None else f"trial-{trial}"
+    path = out or where.runs(stored.name) / (f"{about}-{fmt}" if fmt in OF_FILES else f"{about}.{fmt}")
+    refuse_wrong_kind(path, fmt)
+    shown = page or ("study" if trial is None else "trial")
+    if fmt == "json":
+        from hpsearch.report.page import write
+
+        return (write(json.dumps(report_json(stored, view), indent=2, allow_nan=False) + "\n", path),)
+    if fmt == "html":
+        from hpsearch.report.page import write_page
+
+        return (write_page(view, path, shown),)
+    from hpsearch.report.formats import write_images, write_tables
+
+    return tuple((write_tables if fmt == "csv" else write_images)(view, path, shown))
 
 
-def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Path | None = None) -> Path:
-    """Write the page of a stored study."""
+def refuse_wrong_kind(path: Path, fmt: str) -> None:
+    """FixInput for a folder where a file is to be written, or a file in place of a folder."""
+    if fmt not in OF_FILES and path.is_dir():
+        raise FixInput(f"{path} is a folder: name a file for {fmt.upper()}")
+    if fmt in OF_FILES and path.exists() and not path.is_dir():
+        raise FixInput(f"{path} is a file: {fmt.upper()} has one for each {'table' if fmt == 'csv' else 'figure'}, so name a folder")
+
+
+def write_report(storage: RDBStorage, stored: StoredStudy, where: Place) -> Path:
+    """Write the page of a stored study into its folder."""
     from hpsearch.report.page import write_page
+
+    return write_page(view_of(storage, stored, where), where.runs(stored.name) / "report.html")
+
+
+def view_of(storage: RDBStorage, stored: StoredStudy, where: Place) -> StudyView:
+    """Everything that pages say about a stored study."""
     from hpsearch.report.tables import StudyView
     from hpsearch.search.catalog import importance
     from hpsearch.search.samplers import POLICY
 
     ranks, method = importance(storage, stored.name)
-    view = StudyView(
+    return StudyView(
         name=stored.name,
         spec=stored.spec,
         facts=stored.facts,
@@ -48,9 +105,6 @@ def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, out: Pa
         proof=proof_of(stored) if wanted(stored) or stored.openings else None,
         runs=stored.runs,
     )
-    path = out or where.runs(stored.name) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_page(view, path)
 
 
 def read_data_report(path: Path) -> DataReport | None:
@@ -69,3 +123,49 @@ def record_json(record: TrialRecord) -> dict[str, Any]:
 def study_json(study: StoredStudy) -> dict[str, Any]:
     """A study with its trials, JSON-able."""
     return {"study": study.name, "spec": dict(study.spec), "facts": dict(study.facts), "trials": [record_json(r) for r in study.records]}
+
+
+def report_json(study: StoredStudy, view: StudyView) -> dict[str, Any]:
+    """Everything that the page shows, as data; what is no number (a loss that became NaN) is null."""
+    from hpsearch.report import tables
+    from hpsearch.report.trial import trial_json
+    from hpsearch.report.words import verdict
+
+    numbers = tables.summary(view)
+    summary = {
+        "verdict": verdict(view),
+        "best_trial": numbers.best.number if numbers.best else None,
+        "default_trial": numbers.default.number if numbers.default else None,
+        "gain": numbers.gain,
+        "accuracy_gain": numbers.accuracy_gain,
+        "trials": {str(status): n for status, n in numbers.counts.items()},
+        "seconds": numbers.seconds,
+        "seconds_saved": numbers.saved,
+        "validation_images": numbers.val_images,
+    }
+    shown: dict[str, Any] = {
+        **study_json(study),
+        "generated": view.generated,
+        "summary": summary,
+        "importance": {"method": view.importance_method, "shares": dict(view.importance)},
+        "diagnoses": {str(r.number): diagnose(r) for r in study.records if r.status.ended},
+        "proof": asdict(view.proof) if view.proof else None,
+        "runs": [record_json(r) for r in study.runs],
+        "data": asdict(view.data) if view.data else None,
+        "headstart": list(view.headstart),
+        "policy": view.policy,
+    }
+    about = {"trial": trial_json(view)} if view.trial is not None else {}
+    plain: dict[str, Any] = finite_json(shown | about)
+    return plain
+
+
+def finite_json(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite_json(inner) for inner in value]
+    return value

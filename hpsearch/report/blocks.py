@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hpsearch.report.tables import StudyView
+    from hpsearch.types import TrialRecord
 
 LABELS = objective.LABELS | {
     "number": "trial",
@@ -152,16 +153,17 @@ def near(used: object, best: object) -> bool:
     return isinstance(used, (int, float)) and isinstance(best, (int, float)) and math.isclose(used, best, rel_tol=1e-6)
 
 
-def recipe_yaml(view: StudyView) -> str:
-    """The best configuration as a study file with its whole recipe fixed; nothing without a best trial."""
-    best = tables.best_trial(view)
-    if best is None:
+def recipe_yaml(view: StudyView, record: TrialRecord | None = None, file: str = "best") -> str:
+    """A trial's configuration, the best one's by itself, as a study file with its whole recipe fixed; nothing without a best trial."""
+    record = record or tables.best_trial(view)
+    if record is None:
         return ""
     kept = {key: value for key in RECIPE_KEYS if (value := asked(view.spec.get(key))) not in (None, {})}
-    given: dict[str, Value] = {**tables.craft(view), **best.params}
-    recipe = {name: value for name, value in given.items() if has_effect(name, given)}
-    body = "".join(f"{line}\n" for line in yaml_lines({"name": f"best-trial-{best.number}", **kept, "trials": 1, "recipe": recipe}))
-    return f"# trial {best.number} of {shorten(view.name, 80)}: save as best.yaml, then `hpsearch run best.yaml`\n{body}"
+    given: dict[str, Value] = {**tables.craft(view), **record.params}
+    recipe = {key: value for key, value in given.items() if has_effect(key, given)}
+    name = f"best-trial-{record.number}" if file == "best" else file
+    body = "".join(f"{line}\n" for line in yaml_lines({"name": name, **kept, "trials": 1, "recipe": recipe}))
+    return f"# trial {record.number} of {shorten(view.name, 80)}: save as {file}.yaml, then `hpsearch run {file}.yaml`\n{body}"
 
 
 def asked(value: object) -> object:

@@ -27,10 +27,11 @@ from hpsearch.report.proof import PROOF, Gallery, Statements
 from hpsearch.report.proof_figures import PROVEN, Drawn
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
 from hpsearch.report.tables import StudyView
+from hpsearch.report.trial import TRIAL, TRIAL_FIGURES, file_name, trial_cards, trial_chips, trial_of, trial_verdict
 from hpsearch.report.versus import VERSUS, ComparisonView
 from hpsearch.report.words import Card, cards, several, shorten, verdict
 from hpsearch.resources import folder
-from hpsearch.types import DataReport
+from hpsearch.types import DataReport, Status
 from hpsearch.yamlfile import parse_yaml
 
 CONFIG = {
@@ -43,7 +44,7 @@ TEMPLATE = "page.html.j2"
 PAGE_KEYS = ("title", "sections")
 SECTION_KEYS = ("heading", "text", "show")
 COMPARED = (*COMPARISON_FIGURES, *VERSUS)  # what a page about samplers can show
-NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data", *COMPARED)  # what a page spec can show
+NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data", *TRIAL_FIGURES, *TRIAL, *COMPARED)  # what a page spec can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,11 @@ def write(text: str, path: Path) -> Path:
 
 
 def render(view: StudyView | ComparisonView, page: Mapping[str, Any], head: Header | None = None) -> str:
-    """The whole page as text, under the study's own header unless another is given."""
+    """The whole page as text, under the header of the study, or of the trial that the view names, unless another is given."""
     if head is None:
         assert isinstance(view, StudyView)
-        head = Header(view.name, view.generated, verdict(view), chips(view), cards(view))
-    made = [section(view, spec) for spec in page["sections"]]
-    sections = [s for s, spec in zip(made, page["sections"], strict=True) if s.blocks or not spec.get("show")]
+        head = header(view)
+    sections = made(view, page)
     plots = [b for s in sections for b in s.blocks if isinstance(b, Plot)]
     loader = jinja2.FileSystemLoader(folder("dashboards"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -142,6 +142,20 @@ def render(view: StudyView | ComparisonView, page: Mapping[str, Any], head: Head
     )
 
 
+def header(view: StudyView) -> Header:
+    """The header of a study, or of one trial; NotFound when the study has none of that number."""
+    if view.trial is None:
+        return Header(view.name, view.generated, verdict(view), chips(view), cards(view))
+    number, bad = trial_of(view).number, trial_of(view).status is Status.FAILED
+    return Header(f"Trial {number}", view.generated, trial_verdict(view), trial_chips(view), trial_cards(view), bad)
+
+
+def made(view: StudyView | ComparisonView, page: Mapping[str, Any]) -> list[Section]:
+    """The sections of a page with their blocks; those that have nothing to show are left out."""
+    sections = [section(view, spec) for spec in page["sections"]]
+    return [s for s, spec in zip(sections, page["sections"], strict=True) if s.blocks or not spec.get("show")]
+
+
 def section(view: StudyView | ComparisonView, spec: Mapping[str, Any]) -> Section:
     """A section of the page spec with its blocks made; `{objective}` in its text is what the study optimises."""
     text = spec.get("text", "").replace("{objective}", objective(view.spec).label)
@@ -155,6 +169,8 @@ def blocks(view: StudyView | ComparisonView, name: str) -> tuple[Block, ...]:
         raise FixInput(f"'{name}' is about {kind}: this page cannot show it")
     if isinstance(view, ComparisonView):
         return (plot(view, name, COMPARISON_FIGURES[name](view.comparison)),) if name in COMPARISON_FIGURES else (VERSUS[name](view),)
+    if name in TRIAL_FIGURES or name in TRIAL:
+        return about_trial(view, name)
     if name == "data":
         return data(view)
     if name in PROOF:
@@ -171,6 +187,18 @@ def blocks(view: StudyView | ComparisonView, name: str) -> tuple[Block, ...]:
     return (plot(view, name, FIGURES[name](view)),) if name != "class_counts" or view.data else ()
 
 
+def about_trial(view: StudyView, name: str) -> tuple[Block, ...]:
+    """The figure, table or text of one trial; none where nothing of the kind was recorded. FixInput for a view that names no trial."""
+    if view.trial is None:
+        raise FixInput(f"'{name}' is about one trial: say which with `--trial N`")
+    trial_of(view)
+    if name in TRIAL_FIGURES:
+        return (plot(view, name, TRIAL_FIGURES[name](view)),)
+    found = TRIAL[name](view)
+    there = found.lines if isinstance(found, Words) else found.rows or name != "trial_classes"
+    return (found,) if there else ()
+
+
 def plot(view: StudyView | ComparisonView, name: str, found: Drawn) -> Plot:
     """A figure taken apart for the page."""
     drawn, table = found
@@ -179,7 +207,8 @@ def plot(view: StudyView | ComparisonView, name: str, found: Drawn) -> Plot:
     whole["layout"].pop("template")
     whole["layout"]["margin"]["t"] = 16  # the title stands above the plot
     subtitle = title["subtitle"]["text"]
-    csv, file = csv_link(view, name, table)
+    shown = file_name(view, name.removeprefix("trial_")) if isinstance(view, StudyView) and name in TRIAL_FIGURES else name
+    csv, file = csv_link(view, shown, table)
     drawing = {"data": whole["data"], "layout": whole["layout"]}
     return Plot(f"plot-{name}", Markup(title["text"]), Markup(subtitle), whole["layout"]["height"], csv, file, drawing)
 

@@ -39,6 +39,7 @@ class StudyView:
     headstart: tuple[str, ...] = ()  # what was said of the trials that the study began with
     proof: Proof | None = None  # what was found beside the search
     runs: tuple[TrialRecord, ...] = ()  # the runs that it rests on
+    trial: int | None = None  # the one that the page is about, if it is about one
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from hpsearch.report import page as room
 from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml, trials
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import MOST_EXAMPLES, THUMBNAIL, findings
-from hpsearch.report.page import NAMES, load_page, render, write_data_page, write_page
+from hpsearch.report.page import COMPARED, NAMES, load_page, render, write_data_page, write_page
 from hpsearch.report.proof import PROOF
 from hpsearch.report.proof_figures import PROVEN
 from hpsearch.report.tables import StudyView
+from hpsearch.report.trial import TRIAL, TRIAL_FIGURES
 from hpsearch.spec import parse_spec
 from hpsearch.types import OBJECTIVES, DataReport, Example, Finding, Status, TrialRecord
 from hpsearch.yamlfile import parse_yaml
@@ -240,10 +241,14 @@ def test_a_page_of_ones_own_without_code(tmp_path: Path) -> None:
     assert "plotly.js v" not in text  # nothing to draw, nothing to carry
 
 
-def test_the_study_page_shows_everything() -> None:
-    shown = [name for section in load_page("study")["sections"] for name in section["show"]]
-    assert sorted(shown) == sorted(NAMES)
-    assert set(NAMES) == {*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data"}
+def test_the_pages_that_ship_show_everything_once() -> None:
+    def shown(page: str) -> list[str]:
+        return [name for section in load_page(page)["sections"] for name in section["show"]]
+
+    assert sorted(shown("study")) == sorted({*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data"})
+    assert sorted(shown("trial")) == sorted({*TRIAL_FIGURES, *TRIAL})
+    assert sorted(shown("comparison")) == sorted(COMPARED)
+    assert {*shown("study"), *shown("trial"), *shown("comparison")} == set(NAMES)
 
 
 # ---------------------------------------------------------------- another objective
