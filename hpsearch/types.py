@@ -159,6 +159,34 @@ class TrialRecord:
     setup: Setup | None = None  # of a run beside the search
     reused: str = ""  # as in Outcome; seconds are those that the training took there
 
+    @classmethod
+    def of(
+        cls, trial: Trial, outcome: Outcome, started: float, ended: float, curve: Sequence[Mapping[str, float]], objective: str
+    ) -> TrialRecord:
+        """Of a trial that has just ended."""
+        return cls(
+            number=trial.number,
+            status=outcome.status,
+            params=trial.params,
+            origin=trial.origin,
+            attempt=trial.attempt,
+            val_loss=outcome.val_loss,
+            best_epoch=outcome.epoch,
+            seconds=outcome.seconds,
+            started=started,
+            ended=ended,
+            metrics=dict(outcome.metrics),
+            effective=dict(outcome.effective),
+            curve=list(curve),
+            checkpoint=outcome.checkpoint,
+            error=outcome.error,
+            objective=objective,
+            per_class=dict(outcome.per_class),
+            state=outcome.state,
+            setup=trial.setup,
+            reused=outcome.reused,
+        )
+
     @property
     def score(self) -> float | None:
         """The objective's value at the kept epoch: nats for val_loss, else a share in [0, 1]."""

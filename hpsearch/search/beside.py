@@ -43,26 +43,7 @@ class ListedRuns:
         """Store how a run ended."""
         trial, started, curve = self.live.pop(outcome.trial)
         assert trial.setup is not None
-        record = TrialRecord(
-            number=trial.number,
-            status=outcome.status,
-            params=trial.params,
-            origin=trial.origin,
-            attempt=trial.attempt,
-            val_loss=outcome.val_loss,
-            best_epoch=outcome.epoch,
-            seconds=outcome.seconds,
-            started=started,
-            ended=time.time(),
-            metrics=dict(outcome.metrics),
-            effective=dict(outcome.effective),
-            curve=curve,
-            checkpoint=outcome.checkpoint,
-            error=outcome.error,
-            objective=self.objective,
-            per_class=dict(outcome.per_class),
-            setup=trial.setup,
-        )
+        record = TrialRecord.of(trial, outcome, started, time.time(), curve, self.objective)
         key, values = f"{RUN}{trial.setup.name}", run_values(record)
         self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, key, values))
         return record

@@ -169,28 +169,8 @@ class OptunaSearcher:
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended and queue it for the storage."""
-        number = outcome.trial
-        record = TrialRecord(
-            number=number,
-            status=outcome.status,
-            params=self.trials[number].params,
-            origin=self.trials[number].origin,
-            attempt=self.trials[number].attempt,
-            val_loss=outcome.val_loss,
-            best_epoch=outcome.epoch,
-            seconds=outcome.seconds,
-            started=self.started[number],
-            ended=time.time(),
-            metrics=dict(outcome.metrics),
-            effective=dict(outcome.effective),
-            curve=list(self.curves[number]),
-            checkpoint=outcome.checkpoint,
-            error=outcome.error,
-            objective=self.spec.objective,
-            per_class=dict(outcome.per_class),
-            state=outcome.state,
-            reused=outcome.reused,
-        )
+        n = outcome.trial
+        record = TrialRecord.of(self.trials[n], outcome, self.started[n], time.time(), self.curves[n], self.spec.objective)
         if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
             return self.pause(record)
         return self.conclude(record)
