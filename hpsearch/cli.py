@@ -338,11 +338,9 @@ def class_lines(record: TrialRecord, classes: Sequence[str]) -> list[str]:
 @main.command()
 @click.argument("study", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="file to write; for csv and png, a folder")
-@click.option(
-    "--format", "fmt", type=click.Choice(["html", "json", "csv", "png"]), default="html", show_default=True, help="how to tell it"
-)
-@click.option("--page", metavar="PAGE", help="a page that ships with hpsearch, or a file with one of your own  [default: study]")
-@click.option("--trial", type=int, metavar="N", help="the page of one trial")
+@click.option("--format", "fmt", type=click.Choice(["html", "json", "csv", "png"]), default="html", show_default=True, help="to write")
+@click.option("--page", metavar="PAGE", help="a page that ships with hpsearch, or a file with one of your own  [default: study, or trial]")
+@click.option("--trial", type=int, metavar="N", help="about one trial, the default recipe being 0")
 @stored
 @guarded
 def report(
@@ -355,8 +353,7 @@ def report(
     """
     from hpsearch import reporting
 
-    chosen = Path(page) if page and page.endswith((".yaml", ".yml")) else page
-    written = reporting.report(located(storage), study, output, fmt, chosen, trial)
+    written = reporting.report(located(storage), study, output, fmt, page, trial)
     told: dict[str, Any] = {"report": str(written[0])} if fmt in ("html", "json") else {"reports": list(map(str, written))}
     click.echo(json.dumps(told) if as_json else "\n".join(f"Report: {path}" for path in written))
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.diagnosis import diagnose
-from hpsearch.errors import FixInput
+from hpsearch.errors import FixInput, nearest
 from hpsearch.places import Place, read, ui_command
 from hpsearch.proof import proof_of, wanted
+from hpsearch.resources import folder
 from hpsearch.startup import DATA_REPORT
 from hpsearch.types import DataReport, StoredStudy, TrialRecord
 
@@ -31,7 +32,7 @@ def report(
     name: str | None,
     out: Path | None = None,
     fmt: str = "html",
-    page: str | Path | None = None,
+    page: str | None = None,
     trial: int | None = None,
 ) -> tuple[Path, ...]:
     """Tell of a study, or of one of its trials, in one of FORMATS; the files that were written, of CSV and PNG all in one folder.
@@ -41,6 +42,8 @@ def report(
     """
     from hpsearch.search.store import opened
 
+    if fmt not in FORMATS:
+        raise FixInput(f"unknown format '{fmt}': {nearest(fmt, FORMATS)}")
     with opened(where.storage) as storage:
         stored = read(storage, name)
         view = view_of(storage, stored, where)
@@ -54,7 +57,7 @@ def report(
     about = "report" if trial is None else f"trial-{trial}"
     path = out or where.runs(stored.name) / (f"{about}-{fmt}" if fmt in OF_FILES else f"{about}.{fmt}")
     refuse_wrong_kind(path, fmt)
-    shown = page or ("study" if trial is None else "trial")
+    shown = page_named(page) if page else "study" if trial is None else "trial"
     if fmt == "json":
         from hpsearch.report.page import write
 
@@ -65,7 +68,16 @@ def report(
         return (write_page(view, path, shown),)
     from hpsearch.report.formats import write_images, write_tables
 
+    for old in path.glob(f"*.{fmt}") if out is None else ():  # of a page that showed more
+        old.unlink()
     return tuple((write_tables if fmt == "csv" else write_images)(view, path, shown))
+
+
+def page_named(page: str) -> str | Path:
+    """A page that ships with hpsearch, by name, or the user's own file."""
+    shipped = [file.stem for file in folder("dashboards").glob("*.yaml")]
+    own = page.endswith((".yaml", ".yml")) or Path(page).name != page or Path(page).is_file()
+    return Path(page) if own and page not in shipped else page
 
 
 def refuse_wrong_kind(path: Path, fmt: str) -> None:

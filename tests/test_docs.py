@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hpsearch.finetune.models import describe
+from hpsearch.report.page import check_page
 from hpsearch.spec import load_spec, parse_spec
 from hpsearch.yamlfile import parse_yaml
 from tests import make_docs
@@ -99,10 +100,13 @@ def test_the_shipped_default_is_the_built_in_default():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_yaml_in_the_documentation_is_a_study_or_part_of_one(page):
+def test_yaml_in_the_documentation_is_a_page_or_a_study_or_part_of_one(page):
     for block in blocks(page, "yaml"):
         values = parse_yaml(block, page.name)
-        parse_spec(values)
+        if "sections" in values:
+            check_page(values, page.name)
+        else:
+            parse_spec(values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -17,7 +17,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from hpsearch.errors import FixSetup
+from hpsearch.errors import FixInput, FixSetup
 from hpsearch.report.blocks import Grid, slug
 from hpsearch.report.page import Plot, load_page, made, script_json, write
 from hpsearch.report.style import INKS, TEMPLATES
@@ -101,6 +101,8 @@ def write_tables(view: StudyView, folder: Path, page: str | Path) -> list[Path]:
     Raises FixInput as `write_page` does, FixSetup when the folder cannot be written.
     """
     found = [b for s in made(view, load_page(page)) for b in s.blocks if isinstance(b, (Plot, Grid))]
+    if not found:
+        raise FixInput("this page has neither a figure nor a table: choose another page, or another format")
     texts = {csv_name(view, block): base64.b64decode(block.csv.partition(",")[2]).decode() for block in found}
     return [write(text, folder / name) for name, text in texts.items()]
 
@@ -121,7 +123,7 @@ def write_images(view: StudyView, folder: Path, page: str | Path) -> list[Path]:
     browser = find_browser()
     plots = [b for s in made(view, load_page(page)) for b in s.blocks if isinstance(b, Plot)]
     if not plots:
-        return []
+        raise FixInput("this page has no figure to draw: choose another page, or another format")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder) as scratch:  # a browser in a box may see no other folder
