@@ -140,7 +140,7 @@ def study_json(study: StoredStudy) -> dict[str, Any]:
 def report_json(study: StoredStudy, view: StudyView) -> dict[str, Any]:
     """Everything that the page shows, as data; what is no number (a loss that became NaN) is null."""
     from hpsearch.report import tables
-    from hpsearch.report.trial import trial_json
+    from hpsearch.report.trial_words import trial_json
     from hpsearch.report.words import verdict
 
     numbers = tables.summary(view)

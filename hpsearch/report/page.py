@@ -27,7 +27,8 @@ from hpsearch.report.proof import PROOF, Gallery, Statements
 from hpsearch.report.proof_figures import PROVEN, Drawn
 from hpsearch.report.style import IN_THE_DARK, TEMPLATES
 from hpsearch.report.tables import StudyView
-from hpsearch.report.trial import TRIAL, TRIAL_FIGURES, file_name, trial_cards, trial_chips, trial_of, trial_verdict
+from hpsearch.report.trial import TRIAL, TRIAL_FIGURES, file_name, trial_of
+from hpsearch.report.trial_words import trial_cards, trial_chips, trial_verdict
 from hpsearch.report.versus import VERSUS, ComparisonView
 from hpsearch.report.words import Card, cards, several, shorten, verdict
 from hpsearch.resources import folder

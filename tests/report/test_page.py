@@ -73,7 +73,9 @@ def check(text: str, study: StudyView) -> Reader:
 
 
 def drawn(study: StudyView) -> set[str]:
-    """The figures that a page of the study has."""
+    """The figures that a page of the study, or of its trial, has."""
+    if study.trial is not None:
+        return set(TRIAL_FIGURES)
     return {name for name in FIGURES if study.data or name != "class_counts"} | {name for name, draw in PROVEN.items() if draw(study)}
 
 
