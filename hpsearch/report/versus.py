@@ -66,10 +66,11 @@ def cards(view: ComparisonView) -> list[Card]:
     total = {key: sum(row[key] for row in view.tallies) for key in ("trials", "trained", "reused", "pruned", "failed", "seconds", "saved")}
     first = c.standings[0]
     shares = ", ".join(f"{total[key]:,} {key}" for key in ("trained", "reused", "pruned", "failed") if total[key])
-    best = score(goal, raw(goal, c.best))
+    best, ahead_of = score(goal, raw(goal, c.best)), sum(pair.real for pair in c.pairs if pair.better == first.sampler)
+    sure = f"better than {several(ahead_of, 'other')}, by test" if ahead_of else "no more than noise"
     return [
         Card("Repeats", f"{c.n:,}", f"of each of {several(len(c.standings), 'sampler')}"),
-        Card("Best mean rank", f"{first.rank:.2f}", first.sampler if c.n > 1 else f"{first.sampler}, in one repeat: no more than chance"),
+        Card("Best mean rank", f"{first.rank:.2f}", f"{first.sampler}: {sure}"),
         Card(f"Best {goal.label} of all", best, "over all runs"),
         Card("Trials", f"{total['trials']:,}", shares),
         Card("Training time", duration(total["seconds"] - total["saved"]), "of what was trained, sum over trials"),
@@ -93,11 +94,12 @@ def samplers(view: ComparisonView) -> Grid:
     """One row a sampler, the best mean rank first."""
     c, goal = view.comparison, objective({"objective": view.comparison.objective})
     rows, values = [], []
+    fates = ("trained", "reused", "pruned", *(["failed"] if any(row["failed"] for row in view.tallies) else []))
     for s, row in zip(c.standings, view.tallies, strict=True):
         final = s.final.times(goal.sign)
         ends = bounds(goal, final)
         middle = s.reach.median_trials
-        counts = [row[key] for key in ("trials", "trained", "reused", "pruned", "failed")]
+        counts = [row[key] for key in fates]
         rows.append(
             (
                 "",
@@ -115,11 +117,11 @@ def samplers(view: ComparisonView) -> Grid:
         )
         values.append((s.sampler, raw(goal, s.final.mean), *(ends or (None, None)), s.rank, s.area.mean, middle, *counts, row["seconds"]))
     found = (f"final value ({'nats' if goal.is_loss else '%'})", "95 % interval", "mean rank", "mean regret", "trials to target")
-    columns = tuple((head, "num") for head in (*found, "trials", "trained", "reused", "pruned", "failed", "training"))
+    columns = tuple((head, "num") for head in (*found, *fates, "training"))
     names = ["sampler", "final", "low", "high", "mean_rank", "mean_regret", "median_trials_to_target"]
-    table = frame(values, [*names, "trials", "trained", "reused", "pruned", "failed", "seconds"])
+    table = frame(values, [*names, *fates, "seconds"])
     note = "Mean regret: 0 is the best value known, 1 where runs begin. Training: seconds as charged, reused trials at what they took."
-    return Grid("Each sampler", (("sampler", "text"), *columns), tuple(rows), *link(view, "samplers", table), sortable=True, note=note)
+    return Grid("Each sampler", (("sampler", "text"), *columns), tuple(rows), *link(view, "samplers", table), note=note)
 
 
 def pair_grid(view: ComparisonView) -> Grid:
@@ -146,15 +148,15 @@ def pair_grid(view: ComparisonView) -> Grid:
                     figure(p_value(p.holm).removeprefix("p ").removeprefix("= "), p.holm),
                     figure(f"{p.d_z:.2f}" if math.isfinite(p.d_z) else NONE, p.d_z if math.isfinite(p.d_z) else -1e9),
                     figure(needed, p.needed or 1e9),
-                    Cell("real" if p.real else "within the noise", "", ""),
+                    Cell("real" if p.real else "within the noise", "", "name"),
                 ),
             )
         )
     heads = [("better", "text"), ("than", "text")]
     heads += [(head, "num") for head in (f"by ({unit})", "95 % interval", "in repeats", "p", "p, Holm", "effect d_z", "repeats needed")]
     note = "Wilcoxon's signed-rank test over paired repeats; the difference is the pseudo-median (Hodges and Lehmann)."
-    pairs = (*link(view, "pairs", pair_table(c)),)
-    return Grid("Each pair", (*heads, ("difference", "text")), tuple(rows), *pairs, sortable=True, note=note)
+    pairs = link(view, "pairs", pair_table(c))
+    return Grid("Each pair", (*heads, ("difference", "text")), tuple(rows), *pairs, note=note)
 
 
 def runs(view: ComparisonView) -> Grid:
