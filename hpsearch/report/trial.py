@@ -210,7 +210,8 @@ def trial_curves(view: StudyView) -> Drawn:
     for i, (column, title, unit, factor) in enumerate(shown):
         panel = "" if i == 0 else str(i + 1)
         axis = value_axis(table[column], title) if factor == 1 else {"title": {"text": title}}
-        axis |= {"tickformat": "~e"} if column == "learning_rate" else {}
+        if column == "learning_rate":  # Plotly gives a constant of 0.001 an axis to 1
+            axis |= {"tickformat": "~e"} if "type" in axis else {"range": [0, 1.15 * table[column].max()], "tickformat": "~g"}
         drawn.update_layout({f"xaxis{panel}": whole_axis(1, longest, "epoch") | {"anchor": f"y{panel}"}})
         drawn.update_layout({f"yaxis{panel}": axis | {"anchor": f"x{panel}"}})
         for role in ("default", "best", "this"):  # the later ones lie above

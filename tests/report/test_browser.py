@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from report_samples import FULL, HOSTILE, SPACE, SPEC, crafted, data_report, fai
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.page import write_data_page, write_page
 from hpsearch.report.proof_figures import PROVEN
-from hpsearch.types import Example
+from hpsearch.report.trial import TRIAL_FIGURES
+from hpsearch.types import Example, Status
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 SHOTS = Path(__file__).parents[1] / "screenshots"
@@ -217,6 +219,57 @@ def test_a_hostile_proof_does_nothing(tmp_path: Path) -> None:
     seen = look(tmp_path, page, 390, 12000)
     check_plots(seen, 390)
     assert seen["images"] == 0
+
+
+TRIALS = {
+    "pruned": (FULL, next(r.number for r in FULL.records if r.status is Status.PRUNED)),
+    "default": (FULL, 0),
+    "failed": (view(record(0), record(1), failed(2, f"{HOSTILE}\n" + "a line of the traceback\n" * 20, (0.9, 0.8)), name=HOSTILE), 2),
+    "alone": (view(record(0)), 0),
+}
+
+
+@pytest.mark.parametrize("name", TRIALS)
+@pytest.mark.parametrize(("width", "height", "mode"), [(1280, 3700, "light"), (390, 5600, "dark")])
+def test_the_page_of_one_trial(width: int, height: int, mode: str, name: str, tmp_path: Path) -> None:
+    study, number = TRIALS[name]
+    page = write_page(replace(study, trial=number), tmp_path / "trial.html", "trial")
+    seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"trial-{name}-{width}-{mode}")
+    assert set(seen["plots"]) == {f"plot-{figure}" for figure in TRIAL_FIGURES}
+    for plot in seen["plots"].values():
+        assert plot["marks"] > 0
+        assert plot["drawn"] == pytest.approx(plot["width"], abs=1)
+        assert plot["links"] == 0
+        assert all(re.fullmatch(r"\d+", tick) for tick in plot["ticks"])
+    assert (seen["wide"], seen["images"]) == (width, 0)
+
+
+def test_print_draws_figures_anew_for_paper_and_light(tmp_path: Path) -> None:
+    page = write_page(lifelike(20), tmp_path / "report.html")
+    script = """<script>addEventListener("load", () => setTimeout(() => {
+      const look = () => [...document.querySelectorAll(".plot svg.main-svg:first-of-type")].map(
+        (svg) => [Math.round(svg.getBoundingClientRect().width), svg.style.background]);
+      const seen = {before: look()};
+      dispatchEvent(new Event("beforeprint"));
+      seen.paper = look();
+      dispatchEvent(new Event("afterprint"));
+      setTimeout(() => {
+        seen.after = look();
+        document.body.insertAdjacentHTML("beforeend", "<pre id=seen>" + JSON.stringify(seen) + "</pre>");
+      }, 800);
+    }, 800))</script>"""
+    nonce = re.search(r'script nonce="([^"]+)"', page.read_text())
+    assert nonce is not None
+    page.write_text(page.read_text().replace("</body>", script.replace("<script>", f'<script nonce="{nonce[1]}">') + "</body>"))
+    dom, console = chromium(tmp_path, page, (1280, 3000), "--dump-dom", dark=True)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
+    assert console == []
+    assert found is not None
+    seen = json.loads(html.unescape(found[1]))
+    assert len(seen["before"]) == 5
+    assert all(paper == "rgb(23, 28, 36)" for _, paper in seen["before"])
+    assert all((width, paper) == (660, "rgb(255, 255, 255)") for width, paper in seen["paper"])
+    assert seen["after"] == seen["before"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

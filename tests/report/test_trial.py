@@ -125,6 +125,11 @@ def test_curves_hold_three_trials_and_no_more() -> None:
     assert width["this"] > width["best"] == width["default"]
 
 
+def test_a_constant_rate_fills_its_axis() -> None:
+    drawn, _ = trial.trial_curves(of(view(record(0)), 0))
+    assert drawn.layout.yaxis4.range == pytest.approx((0, 1.15e-3))
+
+
 def test_standing_ranks_all_that_have_a_score() -> None:
     study = view(record(0, losses=(0.5,)), record(1, losses=(0.3,)), record(2, losses=(0.5,)), failed(3), record(4, losses=(math.nan, 0.9)))
     table = trial.standing(of(study, 2))
