@@ -44,6 +44,10 @@ def report(
 
     if fmt not in FORMATS:
         raise FixInput(f"unknown format '{fmt}': {nearest(fmt, FORMATS)}")
+    if fmt == "json" and page is not None:
+        raise FixInput("--page chooses what is shown, and JSON holds everything: leave it out")
+    if out is not None:
+        refuse_wrong_kind(out, fmt)
     with opened(where.storage) as storage:
         stored = read(storage, name)
         view = view_of(storage, stored, where)
@@ -52,11 +56,8 @@ def report(
 
         view = replace(view, trial=trial)
         trial_of(view)
-    if fmt == "json" and page is not None:
-        raise FixInput("--page chooses what is shown, and JSON holds everything: leave it out")
     about = "report" if trial is None else f"trial-{trial}"
     path = out or where.runs(stored.name) / (f"{about}-{fmt}" if fmt in OF_FILES else f"{about}.{fmt}")
-    refuse_wrong_kind(path, fmt)
     shown = page_named(page) if page else "study" if trial is None else "trial"
     if fmt == "json":
         from hpsearch.report.page import write
@@ -68,9 +69,11 @@ def report(
         return (write_page(view, path, shown),)
     from hpsearch.report.formats import write_images, write_tables
 
-    for old in path.glob(f"*.{fmt}") if out is None else ():  # of a page that showed more
-        old.unlink()
-    return tuple((write_tables if fmt == "csv" else write_images)(view, path, shown))
+    written = (write_tables if fmt == "csv" else write_images)(view, path, shown)
+    for old in path.glob(f"*.{fmt}") if out is None else ():
+        if old not in written:  # of a page that showed more
+            old.unlink()
+    return tuple(written)
 
 
 def page_named(page: str) -> str | Path:
@@ -83,7 +86,7 @@ def page_named(page: str) -> str | Path:
 def refuse_wrong_kind(path: Path, fmt: str) -> None:
     """FixInput for a folder where a file is to be written, or a file in place of a folder."""
     if fmt not in OF_FILES and path.is_dir():
-        raise FixInput(f"{path} is a folder: name a file for {fmt.upper()}")
+        raise FixInput(f"{path} is a directory: name a file for {fmt.upper()}")
     if fmt in OF_FILES and path.exists() and not path.is_dir():
         raise FixInput(f"{path} is a file: {fmt.upper()} has one for each {'table' if fmt == 'csv' else 'figure'}, so name a folder")
 

@@ -276,7 +276,7 @@ def test_json_output_names_the_files(work: Path) -> None:
         (["--page", "comparison"], "is about a comparison of samplers"),
         (["--page", "mine.yaml", "--format", "json"], "JSON holds everything"),
         (["--format", "pngs"], "'pngs' is not one of"),
-        (["-o", "."], "is a folder: name a file for HTML"),
+        (["-o", "."], "is a directory: name a file for HTML"),
         (["--format", "csv", "-o", "mine.yaml"], "is a file: CSV has one for each table, so name a folder"),
     ],
 )
