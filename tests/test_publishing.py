@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from hpsearch.tracking import MlflowTracker
+from hpsearch.types import StudyEnded
+from tests.events import study_events
 from tests.mlflow_store import by_name, dump
 
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
@@ -33,7 +37,7 @@ def study(tmp_path_factory, new_store):
         subprocess.run(["git", *command], cwd=folder, check=True)
     (folder / "train.txt").write_text("two")
     new_store(folder)
-    hpsearch(folder, *RUN, MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING="true", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2")
+    hpsearch(folder, *RUN)
     for _ in range(2):
         hpsearch(folder, "export", "-o", "model", "--force", "--register", "digit-reader")
     return folder
@@ -68,8 +72,19 @@ def test_the_datasets_are_inputs_with_digest_and_counts(study):
     assert len({digest for _, digest, _ in inputs}) == 3
 
 
-def test_the_machine_is_watched_on_request(study):
-    assert any(key.startswith("system/cpu") for key in by_name(uri(study))["small"]["metrics"])
+def test_the_machine_is_watched_on_request(tmp_path, new_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    first, *_ = study_events("watched")
+    store, give_up = new_store(tmp_path), time.monotonic() + 120
+    tracker = MlflowTracker(store, tmp_path)
+    tracker.record(first)
+    while not any(key.startswith("system/cpu") for key in by_name(store).get("watched", {"metrics": ()})["metrics"]):
+        assert time.monotonic() < give_up
+        time.sleep(0.5)
+    tracker.record(StudyEnded("budget", None, None))
+    tracker.close()
+    assert tracker.problem == ""
 
 
 def test_children_have_the_score_under_the_name_that_the_parent_and_the_experiment_give_it(study):
@@ -195,7 +210,7 @@ def test_registering_a_study_without_mirror_makes_one(study, tmp_path, new_store
 
 def test_a_comparison_is_synced_under_its_name_into_its_experiment(tmp_path, new_store):
     new_store(tmp_path)
-    asked = ("--samplers", "tpe,random", "--trials", "2", "--repeats", "1", "--set", "space.epochs=1", "--name", "pair")
+    asked = ("--samplers", "tpe,random", "--trials", "2", "--repeats", "1", "--initial", "1", "--set", "space.epochs=1", "--name", "pair")
     hpsearch(tmp_path, "compare", *asked)
     before = dump(uri(tmp_path))
     assert "pair: MLflow has 4 trials" in hpsearch(tmp_path, "sync", "pair").stdout

@@ -43,10 +43,10 @@ def serve(
     problem = ""
     try:
         create_store(uri)
-        beat()
         from hpsearch.tracking.mirror import Mirror
 
         mirror, earlier = Mirror(uri, beat), 0
+        beat()
         for event in flowing(events):
             if isinstance(event, StudyStarted):  # one process mirrors several studies, one after the other
                 mirror.flush()

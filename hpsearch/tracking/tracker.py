@@ -73,7 +73,7 @@ class MlflowTracker:
     def close(self, patience: float | None = DRAIN_SECONDS) -> None:
         """Wait until the mirror is complete; `problem` then says what is missing, if anything.
 
-        It waits at most STILL_SECONDS for a mirror that gets nowhere, `patience` in all; None: as long as it takes.
+        It waits at most STILL_SECONDS for a mirror that has begun and gets nowhere, `patience` in all; None: as long as it takes.
         """
         self.events.put(None)
         moved, seen, begun = time.monotonic(), self.beats.value, time.monotonic()
@@ -86,7 +86,7 @@ class MlflowTracker:
                     moved, seen = now, self.beats.value
                 if not self.process.is_alive():
                     self.problem = "its process died"
-                elif patience is not None and (now - moved > STILL_SECONDS or now - begun > patience):
+                elif patience is not None and (now - begun > patience or (seen and now - moved > STILL_SECONDS)):
                     self.problem = f"MLflow did not take everything within {now - begun:.0f} s"
         self.process.join(EXIT_SECONDS)  # killed while it gives its semaphores back, it would leave a warning on the terminal
         self.abandon()
