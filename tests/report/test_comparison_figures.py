@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from report_samples import HOSTILE, view
+from report_samples import HOSTILE
 from test_browser import BROWSER, chromium
 from test_figures import contrast
 
 from hpsearch.comparison import Comparison, Run, compare
 from hpsearch.report.comparison import COMPARISON_FIGURES, steps
-from hpsearch.report.figures import FIGURES
-from hpsearch.report.page import render
+from hpsearch.report.page import Header, render
 from hpsearch.report.style import IN_THE_DARK, INKS, SERIES, series, translucent
+from hpsearch.report.versus import ComparisonView
 
 NAMES = ("gp", "tpe", "cmaes", "random", "quasi-random", "grid")
 SHOTS = Path(__file__).parents[1] / "screenshots"
@@ -236,15 +236,12 @@ frame.addEventListener("load", () => setTimeout(() => {{
     ("n", "samplers", "objective", "width", "dark"),
     [(10, 4, "val_loss", 1280, False), (20, 6, "accuracy", 390, True), (1, 2, "val_loss", 390, False), (20, 6, "val_loss", 1280, True)],
 )
-def test_the_figures_in_a_browser(
-    n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    c = comparison(n, samplers, objective)
-    for name, make in COMPARISON_FIGURES.items():
-        monkeypatch.setitem(FIGURES, name, lambda _, make=make: make(c))
+def test_the_figures_in_a_browser(n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path) -> None:
     spec = {"title": "Samplers", "sections": [{"heading": "Samplers", "show": list(COMPARISON_FIGURES)}]}
     page, probe, height = tmp_path / "page.html", tmp_path / "probe.html", 4200
-    page.write_text(render(view(), spec), encoding="utf-8")
+    shown = ComparisonView("samplers", {"objective": objective}, comparison(n, samplers, objective), (), (), (), {}, (), "")
+    head = Header("samplers", "", "", (), ())
+    page.write_text(render(shown, spec, head), encoding="utf-8")
     probe.write_text(PROBE.format(page=page.as_uri(), width=width, height=height), encoding="utf-8")
     text, console = chromium(tmp_path, probe, (width, height), "--dump-dom", dark=dark)
     assert console == []
