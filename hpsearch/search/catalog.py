@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import optuna
-from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.storages import InMemoryStorage, RDBStorage
 
 from hpsearch.errors import NotFound, nearest
 from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, fixed_of, record_of, runs_of
-from hpsearch.types import StoredStudy
+from hpsearch.types import Status, StoredStudy
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -40,12 +40,19 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:
     """How much each hyperparameter matters, largest first, summing to 1, and the name of the method.
 
-    PED-ANOVA (Watanabe et al., 2023) over complete trials; empty when fewer than ten are complete.
+    PED-ANOVA (Watanabe et al., 2023) over complete and pruned trials, these with the best score they had come to: what the pruner
+    stopped is most of what is known of bad values. Empty when fewer than ten trials are complete.
     """
-    method = "PED-ANOVA, complete trials only"
-    study = optuna.load_study(study_name=name, storage=storage)
-    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 10:
+    stored = read_study(storage, name)
+    fates = {fate: [r for r in stored.records if r.status is fate and math.isfinite(r.cost)] for fate in (Status.COMPLETE, Status.PRUNED)}
+    method = "PED-ANOVA, complete trials" + (", and pruned ones with the best they had come to" if fates[Status.PRUNED] else " only")
+    if len(fates[Status.COMPLETE]) < 10:
         return (), method
+    costs = {r.number: r.cost for records in fates.values() for r in records}
+    study = optuna.create_study(storage=InMemoryStorage())
+    for trial in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False):
+        if trial.number in costs:
+            study.add_trial(optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=costs[trial.number]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # all losses equal: every importance is 0, as the figure shows
         values = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())

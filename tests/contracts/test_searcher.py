@@ -452,6 +452,20 @@ def test_importance_ranks_what_matters_first_and_waits_for_ten_trials(folder):
     assert ranks["weight_decay"] < 0.2
 
 
+def test_importance_counts_what_the_pruner_stopped(folder):
+    """Without pruned trials, the bad learning rates that were all stopped would be missing, and with them what makes the rate matter."""
+    pruner = {"name": "median", "startup_trials": 3, "warmup": 0.0}
+    space = {"epochs": 4, "frozen_layers": 3, "dropout": {"low": 0.1, "high": 0.3}}
+    s = searcher(folder, study("random", space=space, pruner=pruner))
+    records = run(s, 60)
+    s.close()
+    pruned = sum(r.status is Status.PRUNED for r in records)
+    assert pruned > 20
+    shares, method = importance(open_storage(url(folder)), "s")
+    assert "pruned" in method
+    assert dict(shares)["learning_rate"] > 0.9
+
+
 def test_a_trial_asked_again_is_the_same_trial(folder):
     s = searcher(folder, study("tpe"))
     run(s, 3)
