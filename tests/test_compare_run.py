@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 
 from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.store import opened
+from tests.test_docs import ROOT, blocks
 from tests.test_main_job import HPSEARCH, hpsearch
 
 SMALL = ["--trials", "6", "--repeats", "2", "--initial", "3", "--set", "space.epochs=2", "--set", "space.frozen_layers.low=5"]
@@ -152,3 +153,13 @@ def test_a_budget_of_seconds_ends_studies(tmp_path):
         spent = [r.seconds for r in study.records]
         assert sum(spent[:-1]) < 1 + max(spent), "no trial begins once the seconds are spent"
         assert sum(spent) >= 1
+
+
+def test_the_commands_of_the_page_run_in_their_order(tmp_path):
+    lines = [line.split(" #")[0].split() for line in "\n".join(blocks(ROOT / "docs" / "compare.md", "sh")).splitlines() if line]
+    assert len(lines) >= 2
+    for line in lines:
+        assert line[0] == "hpsearch"
+        more = [*SMALL[4:], "--no-tracking"] if "--samplers" in line else []
+        result = hpsearch(tmp_path, *line[1:], *more)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
