@@ -22,6 +22,7 @@ from hpsearch.report.comparison import COMPARISON_FIGURES
 from hpsearch.report.data import data_cards, data_verdict
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import Findings, data
+from hpsearch.report.landscape import LANDSCAPE
 from hpsearch.report.objective import objective
 from hpsearch.report.proof import PROOF, Gallery, Statements
 from hpsearch.report.proof_figures import PROVEN, Drawn
@@ -45,7 +46,8 @@ TEMPLATE = "page.html.j2"
 PAGE_KEYS = ("title", "sections")
 SECTION_KEYS = ("heading", "text", "show")
 COMPARED = (*COMPARISON_FIGURES, *VERSUS)  # what a page about samplers can show
-NAMES = (*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data", *TRIAL_FIGURES, *TRIAL, *COMPARED)  # what a page spec can show
+DRAWN_WHERE_KNOWN = {**PROVEN, **LANDSCAPE}  # figures that are left out where they have nothing to say
+NAMES = (*FIGURES, *TABLES, *WORDS, *DRAWN_WHERE_KNOWN, *PROOF, "data", *TRIAL_FIGURES, *TRIAL, *COMPARED)  # what a page spec can show
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,8 @@ def blocks(view: StudyView | ComparisonView, name: str) -> tuple[Block, ...]:
         return data(view)
     if name in PROOF:
         return PROOF[name](view)
-    if name in PROVEN:
-        found = PROVEN[name](view)
+    if name in DRAWN_WHERE_KNOWN:
+        found = DRAWN_WHERE_KNOWN[name](view)
         return (plot(view, name, found),) if found else ()
     if name in TABLES:
         table = TABLES[name](view)

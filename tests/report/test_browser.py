@@ -16,7 +16,8 @@ from proof_samples import opened, shown, stored
 from report_samples import FULL, HOSTILE, SPACE, SPEC, crafted, data_report, failed, hostile_data, lifelike, record, view
 
 from hpsearch.report.figures import FIGURES
-from hpsearch.report.page import write_data_page, write_page
+from hpsearch.report.landscape import LANDSCAPE
+from hpsearch.report.page import DRAWN_WHERE_KNOWN, write_data_page, write_page
 from hpsearch.report.proof_figures import PROVEN
 from hpsearch.report.trial import TRIAL_FIGURES
 from hpsearch.types import Example, Status
@@ -111,7 +112,7 @@ def look(tmp_path: Path, page: Path, width: int, height: int, dark: bool = False
 def check_plots(seen: dict[str, Any], width: int) -> None:
     """Each plot holds marks and fits; the page does not scroll sideways; trial numbers and epochs are whole."""
     always = {f"plot-{name}" for name in FIGURES if name != "class_counts"}
-    assert set(seen["plots"]) - {"plot-class_counts", *(f"plot-{name}" for name in PROVEN)} == always
+    assert set(seen["plots"]) - {"plot-class_counts", *(f"plot-{name}" for name in DRAWN_WHERE_KNOWN)} == always
     for name, plot in seen["plots"].items():
         assert plot["marks"] > 0, name
         assert plot["drawn"] == pytest.approx(plot["width"], abs=1), name
@@ -266,7 +267,7 @@ def test_print_draws_figures_anew_for_paper_and_light(tmp_path: Path) -> None:
     assert console == []
     assert found is not None
     seen = json.loads(html.unescape(found[1]))
-    assert len(seen["before"]) == 5
+    assert len(seen["before"]) == len(FIGURES) - 1 + len(LANDSCAPE)  # without the data
     assert all(paper == "rgb(23, 28, 36)" for _, paper in seen["before"])
     assert all((width, paper) == (660, "rgb(255, 255, 255)") for width, paper in seen["paper"])
     assert seen["after"] == seen["before"]

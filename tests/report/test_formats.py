@@ -25,8 +25,8 @@ from hpsearch.cli import main
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.report import formats
 from hpsearch.report.figures import FIGURES
-from hpsearch.report.page import Plot, load_page, made
-from hpsearch.report.proof_figures import PROVEN
+from hpsearch.report.landscape import LANDSCAPE
+from hpsearch.report.page import DRAWN_WHERE_KNOWN, Plot, load_page, made
 from hpsearch.report.tables import StudyView
 from hpsearch.types import StoredStudy
 
@@ -112,7 +112,7 @@ def test_a_page_without_tables_or_figures_says_so(tmp_path: Path) -> None:
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     study = STUDIES["proven"]
     written = formats.write_images(study, tmp_path / "images", "study")
-    names = {name for name in FIGURES if name != "class_counts"} | set(PROVEN)
+    names = {name for name in FIGURES if name != "class_counts"} | {name for name, draw in DRAWN_WHERE_KNOWN.items() if draw(study)}
     assert {path.stem for path in written} == names
     assert sorted(os.listdir(tmp_path / "images")) == sorted(path.name for path in written)
     for path in written:
@@ -249,7 +249,7 @@ def test_the_documented_commands_write_what_is_documented(work: Path) -> None:
     curves = pd.read_csv(work / "tables" / "curves.csv")
     assert len(curves) == sum(len(t["curve"]) for t in study["trials"])
     if BROWSER:
-        assert {path.stem for path in (work / "images").iterdir()} == set(FIGURES)
+        assert {path.stem for path in (work / "images").iterdir()} == {*FIGURES, *LANDSCAPE}
         assert {path.name for path in (work / "mine").iterdir()} == {"history.png", "importance.png", "slices.png"}
 
 

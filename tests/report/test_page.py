@@ -22,9 +22,9 @@ from hpsearch.report import page as room
 from hpsearch.report.blocks import TABLES, WORDS, recipe_yaml, trials
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.findings import MOST_EXAMPLES, THUMBNAIL, findings
-from hpsearch.report.page import COMPARED, NAMES, load_page, render, write_data_page, write_page
+from hpsearch.report.landscape import LANDSCAPE
+from hpsearch.report.page import COMPARED, DRAWN_WHERE_KNOWN, NAMES, load_page, render, write_data_page, write_page
 from hpsearch.report.proof import PROOF
-from hpsearch.report.proof_figures import PROVEN
 from hpsearch.report.tables import StudyView
 from hpsearch.report.trial import TRIAL, TRIAL_FIGURES
 from hpsearch.spec import parse_spec
@@ -76,7 +76,9 @@ def drawn(study: StudyView) -> set[str]:
     """The figures that a page of the study, or of its trial, has."""
     if study.trial is not None:
         return set(TRIAL_FIGURES)
-    return {name for name in FIGURES if study.data or name != "class_counts"} | {name for name, draw in PROVEN.items() if draw(study)}
+    return {name for name in FIGURES if study.data or name != "class_counts"} | {
+        name for name, draw in DRAWN_WHERE_KNOWN.items() if draw(study)
+    }
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_scripts_are_allowed_by_nonce_only() -> None:
 def test_the_data_behind_each_figure_can_be_saved_as_csv(quick: None) -> None:
     study = scored(lifelike(20), "val_loss", data=data_report())
     links = {a["download"]: a["href"] for tag, a in Reader(render(study, load_page("study"))).elements if tag == "a"}
-    assert {f"digits-tpe-{name}.csv" for name in (*FIGURES, *TABLES, "classes", "data-facts")} == set(links)
+    assert {f"digits-tpe-{name}.csv" for name in (*FIGURES, *LANDSCAPE, *TABLES, "classes", "data-facts")} == set(links)
     data = base64.b64decode((links["digits-tpe-history.csv"] or "").partition("base64,")[2])
     table = pd.read_csv(io.BytesIO(data))
     pd.testing.assert_frame_equal(table[["trial", "val_loss"]], FIGURES["history"](study)[1][["trial", "val_loss"]])
@@ -247,7 +249,7 @@ def test_the_pages_that_ship_show_everything_once() -> None:
     def shown(page: str) -> list[str]:
         return [name for section in load_page(page)["sections"] for name in section["show"]]
 
-    assert sorted(shown("study")) == sorted({*FIGURES, *TABLES, *WORDS, *PROVEN, *PROOF, "data"})
+    assert sorted(shown("study")) == sorted({*FIGURES, *TABLES, *WORDS, *DRAWN_WHERE_KNOWN, *PROOF, "data"})
     assert sorted(shown("trial")) == sorted({*TRIAL_FIGURES, *TRIAL})
     assert sorted(shown("comparison")) == sorted(COMPARED)
     assert {*shown("study"), *shown("trial"), *shown("comparison")} == set(NAMES)
