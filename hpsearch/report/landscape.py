@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from hpsearch.report import tables
+from hpsearch.report.contours import contours
 from hpsearch.report.objective import objective
 from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, figure, translucent
 from hpsearch.report.words import FATES, several
@@ -178,5 +179,9 @@ def spent(view: StudyView) -> list[Spent]:
     return found
 
 
-LANDSCAPE: Mapping[str, Callable[[StudyView], Drawn | None]] = {"frozen_by_rate": frozen_by_rate, "time_spent": time_spent}
+LANDSCAPE: Mapping[str, Callable[[StudyView], Drawn | None]] = {
+    "contours": contours,
+    "frozen_by_rate": frozen_by_rate,
+    "time_spent": time_spent,
+}
 """Every figure of this kind that a page can show."""

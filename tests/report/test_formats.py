@@ -249,7 +249,8 @@ def test_the_documented_commands_write_what_is_documented(work: Path) -> None:
     curves = pd.read_csv(work / "tables" / "curves.csv")
     assert len(curves) == sum(len(t["curve"]) for t in study["trials"])
     if BROWSER:
-        assert {path.stem for path in (work / "images").iterdir()} == {*FIGURES, *LANDSCAPE}
+        images = {path.stem for path in (work / "images").iterdir()}
+        assert {*FIGURES, "frozen_by_rate", "time_spent"} <= images <= {*FIGURES, *LANDSCAPE}  # others need more trials
         assert {path.name for path in (work / "mine").iterdir()} == {"history.png", "importance.png", "slices.png"}
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from report_samples import failed, lifelike, record, scored, view
+from report_samples import HOSTILE, SPACE, SPEC, crafted, failed, lifelike, record, scored, view
 
+from hpsearch.report.contours import contours, smooth
 from hpsearch.report.landscape import LANDSCAPE, frozen_by_rate, time_spent
 from hpsearch.types import Status
 
@@ -60,3 +63,85 @@ def test_a_map_of_nothing_is_left_out(study) -> None:  # type: ignore[no-untyped
 def test_what_was_not_trained_took_no_time() -> None:
     assert time_spent(view()) is None
     assert all(draw(view()) is None for draw in LANDSCAPE.values())
+
+
+# ---------------------------------------------------------------- contours
+
+
+@pytest.mark.parametrize("n", [30, 50, 1000])
+def test_contours_show_every_trial_by_fate_and_the_best_as_a_star(n: int) -> None:
+    study = lifelike(n)
+    drawn = contours(study)
+    assert drawn is not None
+    figure, table = drawn
+    known = [r for r in study.records if r.score is not None]
+    assert list(table.columns) == ["number", "status", "learning_rate", "frozen_layers", "val_loss"]
+    assert table["number"].tolist() == [r.number for r in known]
+    for status in (Status.COMPLETE, Status.PRUNED):
+        rows = table[table["status"] == str(status)]
+        trace = next(t for t in figure.data if (t.name or "").startswith(status.lower()))
+        assert list(zip(trace.x, trace.y, strict=True)) == list(zip(rows["learning_rate"], rows["frozen_layers"], strict=True))
+    best = min((r for r in known if r.status is Status.COMPLETE), key=lambda r: (r.cost, r.number))
+    star = next(t for t in figure.data if (t.name or "").startswith("best: trial"))
+    assert (star.x[0], star.y[0]) == (best.params["learning_rate"], best.params["frozen_layers"])
+    assert f"n = {len(known):,} trials" in figure.layout.title.subtitle.text
+    assert figure.layout.coloraxis.colorbar.title.text == "validation loss (nats)"
+
+
+def test_the_surface_is_the_mean_of_neighbours_and_ends_where_nothing_was_trained() -> None:
+    places = np.array([[0.0, 0.0], [0.0, 0.01], [1.0, 1.0]])
+    surface = smooth(places, np.array([1.0, 3.0, 7.0]))
+    assert surface[0, 0] == pytest.approx(2.0, abs=0.05)
+    assert surface[-1, -1] == pytest.approx(7.0)
+    assert np.isnan(surface[0, -1])
+    assert np.isnan(surface[len(surface) // 2, len(surface) // 2])
+    assert np.nanmax(surface) <= 7.0
+    assert np.nanmin(surface) >= 1.0
+
+
+def test_few_trials_have_no_surface_and_the_shades_of_a_share_are_turned_round() -> None:
+    few, many = contours(lifelike(12)), contours(scored(lifelike(40), "accuracy"))
+    assert few is not None
+    assert many is not None
+    assert not any(trace.type in ("heatmap", "contour") for trace in few[0].data)
+    assert "too few for a surface" in few[0].layout.title.subtitle.text
+    assert many[0].layout.coloraxis.colorbar.title.text == "accuracy (%)"
+    assert many[0].layout.coloraxis.colorscale[-1][1].endswith("99")  # the highest is the strongest
+    assert 1 < np.nanmax(np.array(many[0].data[0].z, dtype=float)) <= 100
+
+
+def test_a_best_value_on_the_edge_asks_for_a_wider_range() -> None:
+    trials = [record(i, losses=(1.0 + i,), params={"learning_rate": 1e-3 * (1 + i)}) for i in range(8)]
+    best = record(8, losses=(0.1,), params={"learning_rate": 0.1, "frozen_layers": 3})
+    drawn = contours(view(*trials, best))
+    assert drawn is not None
+    assert ["learning_rate (high end)" in note.text and "widen it" in note.text for note in drawn[0].layout.annotations] == [True]
+    inside = contours(view(*trials, replace(best, params=best.params | {"learning_rate": 0.01})))
+    assert inside is not None
+    assert not inside[0].layout.annotations
+
+
+def test_contours_leave_out_choices_and_trials_that_do_not_use_a_hyperparameter() -> None:
+    study = crafted(60, importance=(("optimizer", 0.5), ("momentum", 0.3), ("crop", 0.2)))
+    drawn = contours(study)
+    assert drawn is not None
+    assert drawn[1]["number"].tolist() == [r.number for r in study.records if "momentum" in r.params and r.score is not None]
+    assert list(drawn[1].columns[2:4]) == ["momentum", "crop"]
+
+
+@pytest.mark.parametrize(
+    "study",
+    [view(), view(record(0)), view(failed(0), failed(1)), lifelike(50, importance=()), lifelike(50, importance=(("dropout", 1.0),))],
+)
+def test_contours_of_nothing_are_left_out(study) -> None:  # type: ignore[no-untyped-def]
+    assert contours(study) is None
+
+
+@pytest.mark.parametrize("name", LANDSCAPE)
+def test_untrusted_text_is_never_markup(name: str) -> None:
+    space = SPACE | {HOSTILE: {"low": 0.0, "high": 1.0, "default": 0.5}, "other" + HOSTILE: {"choices": [HOSTILE, "b"], "default": "b"}}
+    records = [replace(r, params=r.params | {HOSTILE: r.number / 60, "other" + HOSTILE: HOSTILE}) for r in lifelike(60).records]
+    drawn = LANDSCAPE[name](view(*records, spec=SPEC | {"space": space}, importance=((HOSTILE, 0.7), ("learning_rate", 0.3))))
+    if drawn is not None:
+        text = drawn[0].to_json()
+        assert not any(bad in text for bad in ("<img", "\\u003cimg", "<b>"))
