@@ -158,6 +158,15 @@ class PrunerSpec(Part):
     around: Annotated[Literal["none", "median", "halving", "hyperband"], known_name(PRUNERS[:-1], "pruner to wrap")] = "median"
 
 
+def rung_levels(first: int, factor: int, tick: int = 10) -> list[int]:
+    """Where the rungs of `halving` lie, in percent of a trial's epochs: from the first on, rounded up to where losses are known."""
+    found, level = [], max(tick, -(-first // tick) * tick)
+    while level < 100:
+        found.append(level)
+        level = -(-level * factor // tick) * tick
+    return found
+
+
 class RepeatSpec(Part):
     """The best `top` configurations trained again, `times` times each."""
 

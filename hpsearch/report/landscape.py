@@ -13,6 +13,7 @@ from hpsearch.report import tables
 from hpsearch.report.contours import contours
 from hpsearch.report.objective import objective
 from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, figure, translucent
+from hpsearch.report.survival import rungs
 from hpsearch.report.words import FATES, several
 from hpsearch.types import OBJECTIVES, Status, TrialRecord
 
@@ -183,5 +184,6 @@ LANDSCAPE: Mapping[str, Callable[[StudyView], Drawn | None]] = {
     "contours": contours,
     "frozen_by_rate": frozen_by_rate,
     "time_spent": time_spent,
+    "rungs": rungs,
 }
 """Every figure of this kind that a page can show."""

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-TICK = 10  # percent; losses are known at these shares of a trial's epochs
+from hpsearch.spec import rung_levels
 
 
 class Rungs:
     """The rungs of one study. Losses are best validation losses so far [nats]."""
 
     def __init__(self, first: int, factor: int) -> None:
-        level = max(TICK, -(-first // TICK) * TICK)
-        self.levels: list[int] = []  # percent
-        while level < 100:
-            self.levels.append(level)
-            level = -(-level * factor // TICK) * TICK
+        self.levels = rung_levels(first, factor)  # percent
         self.factor = factor
         self.losses: dict[int, dict[int, float]] = {level: {} for level in self.levels}  # level -> trial -> loss
         self.waiting: dict[int, int] = {}  # trial -> level

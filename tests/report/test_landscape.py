@@ -9,6 +9,7 @@ from report_samples import HOSTILE, SPACE, SPEC, crafted, failed, lifelike, reco
 
 from hpsearch.report.contours import contours, smooth
 from hpsearch.report.landscape import LANDSCAPE, frozen_by_rate, time_spent
+from hpsearch.report.survival import rungs
 from hpsearch.types import Status
 
 
@@ -145,3 +146,60 @@ def test_untrusted_text_is_never_markup(name: str) -> None:
     if drawn is not None:
         text = drawn[0].to_json()
         assert not any(bad in text for bad in ("<img", "\\u003cimg", "<b>"))
+
+
+# ---------------------------------------------------------------- survival
+
+HALVING = SPEC | {"pruner": {"name": "halving", "warmup": 0.1, "reduction_factor": 2}}  # rungs at 10, 20, 40 and 80 %
+
+
+def test_rungs_count_who_reached_them_and_what_became_of_them_there() -> None:
+    trials = (
+        record(0, losses=(0.5,) * 10),
+        record(1, Status.PRUNED, (0.9,)),
+        record(2, Status.PRUNED, (0.9, 0.8)),
+        record(3, Status.PAUSED, (0.9, 0.8)),
+        record(4, Status.PRUNED, (0.9,) * 4),
+        failed(5, losses=(0.9,) * 3),
+        record(6, losses=(0.5,) * 7),  # stopped early by itself: complete
+        record(7, Status.WAITING, ()),
+    )
+    drawn = rungs(view(*trials, spec=HALVING))
+    assert drawn is not None
+    figure, table = drawn
+    assert table.to_numpy().tolist() == [
+        [0, 7, 7, 0, 0, 0],
+        [10, 7, 6, 1, 0, 0],
+        [20, 6, 3, 1, 1, 1],
+        [40, 3, 2, 1, 0, 0],
+        [80, 2, 2, 0, 0, 0],
+    ]
+    assert {t.name: list(t.x) for t in figure.data}["went on"] == [7, 6, 3, 2, 2]
+    assert [note.text for note in figure.layout.annotations] == ["7 of 7", "6 of 7", "3 of 6", "2 of 3", "2 of 2"]
+    assert "n = 7 trials, 3 trials stopped for good" in figure.layout.title.subtitle.text
+    assert list(figure.layout.yaxis.ticktext) == ["start", "10 %", "20 %", "40 %", "80 %"]
+
+
+@pytest.mark.parametrize("n", [20, 1000])
+def test_under_other_pruners_all_trials_add_up_at_every_share_of_their_epochs(n: int) -> None:
+    drawn = rungs(lifelike(n))
+    assert drawn is not None
+    figure, table = drawn
+    assert (table[["alive", "pruned", "failed"]].sum(axis=1) == n).all()
+    assert table["alive"].is_monotonic_decreasing
+    fates = [r.status for r in lifelike(n).records]
+    assert table.iloc[-1].tolist() == [100, *(fates.count(f) for f in (Status.COMPLETE, Status.PRUNED, Status.FAILED))]
+    assert sum(trace.y[-1] for trace in figure.data) == pytest.approx(100)
+    assert f"{fates.count(Status.PRUNED):,} were stopped" in figure.layout.title.subtitle.text
+
+
+def test_half_of_the_pruned_trials_did_not_get_beyond_their_median() -> None:
+    drawn = rungs(view(record(0), *(record(n, Status.PRUNED, (0.9,) * n) for n in (1, 2, 7))))
+    assert drawn is not None
+    assert "half of these within 20 %" in drawn[0].layout.title.subtitle.text
+
+
+@pytest.mark.parametrize("study", [view(), view(record(0)), view(failed(0), failed(1)), view(record(0), failed(1, losses=(0.9,)))])
+@pytest.mark.parametrize("spec", [SPEC, HALVING, {}])
+def test_nothing_is_said_of_survival_where_nothing_was_stopped(study, spec) -> None:  # type: ignore[no-untyped-def]
+    assert rungs(replace(study, spec=spec)) is None
