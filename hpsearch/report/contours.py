@@ -58,7 +58,7 @@ def contours(view: StudyView) -> Drawn | None:
     best = tables.best_trial(view)
     mark(drawn, tables.default_trial(view), names, "default recipe", {"symbol": "diamond", "size": 11, "color": DEFAULT})
     if best:
-        mark(drawn, best, names, f"best: trial {best.number}", {"symbol": "star", "size": 17, "color": BEST})
+        mark(drawn, best, names, f"{tables.called(view)}: trial {best.number}", {"symbol": "star", "size": 17, "color": BEST})
         add_edges(drawn, view, names, best)
     column = {name: tables.parameter_column(name) for name in names}
     return drawn, pd.DataFrame(spots, columns=["number", "status", *column.values(), goal.name])

@@ -62,7 +62,7 @@ def history(view: StudyView) -> Drawn:
     for status in DRAWN_FATES:
         scatter_fate(drawn, table[(table["status"] == status) & table[goal.name].notna()], status, goal)
     add_scoreless(drawn, table[table[goal.name].isna() & ~table["status"].isin([Status.RUNNING, Status.WAITING])], goal)
-    mark_best(drawn, numbers.best, goal, x=numbers.best.number if numbers.best else 0)
+    mark_best(drawn, numbers.best, goal, x=numbers.best.number if numbers.best else 0, word=tables.called(view))
     return drawn, table
 
 
@@ -128,7 +128,7 @@ def curves(view: StudyView) -> Drawn:
     if numbers.default and numbers.default is not numbers.best:
         add_one_curve(drawn, seen, numbers.default, "default recipe", DEFAULT, "dash")
     if numbers.best:
-        add_one_curve(drawn, seen, numbers.best, f"best: trial {numbers.best.number}", BEST, "solid")
+        add_one_curve(drawn, seen, numbers.best, f"{tables.called(view)}: trial {numbers.best.number}", BEST, "solid")
     return drawn, table
 
 

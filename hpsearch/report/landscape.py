@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from hpsearch.report import tables
 from hpsearch.report.contours import contours
 from hpsearch.report.objective import objective
+from hpsearch.report.parallel import parallel
 from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, figure, translucent
 from hpsearch.report.survival import rungs
 from hpsearch.report.words import FATES, several
@@ -185,5 +186,6 @@ LANDSCAPE: Mapping[str, Callable[[StudyView], Drawn | None]] = {
     "frozen_by_rate": frozen_by_rate,
     "time_spent": time_spent,
     "rungs": rungs,
+    "parallel": parallel,
 }
 """Every figure of this kind that a page can show."""

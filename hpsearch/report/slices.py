@@ -60,7 +60,7 @@ def slices(view: StudyView) -> tuple[go.Figure, pd.DataFrame]:
             add_slice(drawn, scored[scored["status"] == status], columns[name], status, goal, panel)
         mark_default(drawn, view, name, goal, panel)
         x = slice_value(view, name, best) if best else None
-        mark_best(drawn, best, goal, x, panel, legend=i == 0)
+        mark_best(drawn, best, goal, x, panel, legend=i == 0, word=tables.called(view))
         if best and tables.edge(view, name, best.params.get(name)):
             here = {"xref": f"x{panel} domain", "yref": f"y{panel} domain", "x": 0.5, "y": 1, "yanchor": "bottom"}
             drawn.add_annotation(text=EDGE_TEXT, showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)

@@ -101,6 +101,11 @@ INKS = {
 }
 
 
+def translucent(colour: str, share: float = 0.16) -> str:
+    """A colour that lets through what lies below; the page finds the shade for dark paper by its first six digits."""
+    return f"{colour}{round(255 * share):02x}"
+
+
 def template(ink: Ink) -> go.layout.Template:
     """A Plotly template in the colours of one mode; figures themselves name no colour that depends on it."""
     axis = {
@@ -121,7 +126,7 @@ def template(ink: Ink) -> go.layout.Template:
         "xaxis": axis | {"showgrid": False, "zeroline": False},
         "yaxis": axis | {"zeroline": False},
         "hoverlabel": {"bgcolor": ink.hover, "bordercolor": ink.muted, "font": {"color": ink.text}, "align": "left", "namelength": -1},
-        "annotationdefaults": {"font": {"color": ink.muted, "size": 12}, "showarrow": False},
+        "annotationdefaults": {"font": {"color": ink.muted, "size": 12}, "bgcolor": translucent(ink.paper, 0.75), "showarrow": False},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": ink.muted, "activecolor": ink.text},
     }
     data = {"scatter": [{"marker": {"line": {"color": ink.paper}}}], "heatmap": [{"textfont": {"color": ink.text}}]}
@@ -193,13 +198,10 @@ def series(i: int) -> Series:
     return SERIES[i % len(SERIES)]
 
 
-def translucent(colour: str, share: float = 0.16) -> str:
-    """A colour that lets through what lies below; the page finds the shade for dark paper by its first six digits."""
-    return f"{colour}{round(255 * share):02x}"
-
-
-def mark_best(drawn: go.Figure, best: TrialRecord | None, goal: Objective, x: object, panel: str = "", legend: bool = True) -> None:
-    """A star on the best trial."""
+def mark_best(
+    drawn: go.Figure, best: TrialRecord | None, goal: Objective, x: object, panel: str = "", legend: bool = True, word: str = "best"
+) -> None:
+    """A star on the best trial, at its own score in the search."""
     if best is not None:
         drawn.add_scatter(
             x=[x],
@@ -207,11 +209,11 @@ def mark_best(drawn: go.Figure, best: TrialRecord | None, goal: Objective, x: ob
             xaxis=f"x{panel}",
             yaxis=f"y{panel}",
             mode="markers",
-            name=f"best: trial {best.number}",
+            name=f"{word}: trial {best.number}",
             showlegend=legend,
             legendgroup="best",
             marker={"symbol": "star", "size": 16, "color": BEST, "line": {"width": 1}},
-            hovertemplate=f"best: trial {best.number}<br>%{{y:.4g}} {goal.unit}<extra></extra>",
+            hovertemplate=f"{word}: trial {best.number}<br>%{{y:.4g}} {goal.unit}<extra></extra>",
         )
 
 

@@ -177,6 +177,12 @@ def confirmed_trial(view: StudyView) -> TrialRecord | None:
     return next((r for r in view.records if r.number == winner), None)
 
 
+def called(view: StudyView) -> str:
+    """What the study's best trial is called: the winner, where it was confirmed and a luckier one has the best score of the search."""
+    confirmed = confirmed_trial(view)
+    return "winner" if confirmed and confirmed is not best_record(view.records) else "best"
+
+
 def default_trial(view: StudyView) -> TrialRecord | None:
     """The trial that ran the default recipe."""
     return next((r for r in view.records if r.origin == "default"), None)

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from report_samples import CRAFT, HOSTILE, SPACE, SPEC, crafted, data_report, failed, hostile_data, lifelike, record, scored, view
 
+from hpsearch.proof import Proof
 from hpsearch.report.figures import FIGURES
 from hpsearch.report.style import COLOURS, IN_THE_DARK, INKS, whole_step
 from hpsearch.types import Status
@@ -69,6 +70,17 @@ def test_history_shows_default_recipe_best_so_far_and_each_fate() -> None:
     assert list(named(figure, "pruned (1)")[0].x) == [2]
     assert list(named(figure, "failed (1")[0].x) == [3]
     assert list(named(figure, "best: trial 1")[0].y) == [0.4]
+
+
+def test_a_confirmed_trial_that_is_not_the_luckiest_is_called_the_winner_and_stands_at_its_own_score() -> None:
+    trials = record(0, losses=(0.6,)), record(1, losses=(0.4,)), record(2, losses=(0.3,))
+    for confirmed, label, score in ((1, "winner: trial 1", 0.4), (2, "best: trial 2", 0.3), (None, "best: trial 2", 0.3)):
+        proof = None if confirmed is None else Proof(winner=confirmed, confirmed=True)
+        for name in ("history", "slices"):
+            figure, _ = FIGURES[name](view(*trials, proof=proof))
+            stars = [trace for trace in figure.data if trace.marker.symbol == "star"]
+            assert {(star.name, star.y[0]) for star in stars} == {(label, score)}
+        assert any(trace.name == label for trace in FIGURES["curves"](view(*trials, proof=proof))[0].data)
 
 
 def test_curves_are_one_trace_a_fate_with_gaps() -> None:

@@ -9,6 +9,7 @@ from report_samples import HOSTILE, SPACE, SPEC, crafted, failed, lifelike, reco
 
 from hpsearch.report.contours import contours, smooth
 from hpsearch.report.landscape import LANDSCAPE, frozen_by_rate, time_spent
+from hpsearch.report.parallel import parallel, quarters
 from hpsearch.report.survival import rungs
 from hpsearch.types import Status
 
@@ -203,3 +204,65 @@ def test_half_of_the_pruned_trials_did_not_get_beyond_their_median() -> None:
 @pytest.mark.parametrize("spec", [SPEC, HALVING, {}])
 def test_nothing_is_said_of_survival_where_nothing_was_stopped(study, spec) -> None:  # type: ignore[no-untyped-def]
     assert rungs(replace(study, spec=spec)) is None
+
+
+# ---------------------------------------------------------------- parallel coordinates
+
+
+@pytest.mark.parametrize("n", [12, 50, 1000])
+def test_every_trial_is_a_line_and_the_best_is_bold(n: int) -> None:
+    study = lifelike(n)
+    drawn = parallel(study)
+    assert drawn is not None
+    figure, table = drawn
+    known = sorted((r for r in study.records if r.score is not None), key=lambda r: (r.cost, r.number))
+    assert table["number"].tolist() == [r.number for r in known]
+    assert table["rank"].tolist() == list(range(1, len(known) + 1))
+    *groups, bold = figure.data
+    axes = len(SPACE) + 1
+    assert [sum(x is None for x in trace.x) for trace in groups] == [len(t) for t in reversed(quarters(known))]
+    assert all(len(trace.x) == len(trace.y) == len(trace.customdata) for trace in groups)
+    assert all(0 <= x <= 1 for trace in figure.data for x in trace.x if x is not None)
+    assert list(bold.y) == [-i for i in range(axes)]
+    best = min((r for r in known if r.status is Status.COMPLETE), key=lambda r: (r.cost, r.number))
+    assert (bold.name, bold.line.width) == (f"best: trial {best.number}", 4)
+    assert bold.x[0] == pytest.approx((math.log10(float(str(best.params["learning_rate"]))) + 4) / 3)
+    assert f"n = {len(known):,} trials" in figure.layout.title.subtitle.text
+
+
+def test_axes_follow_importance_choices_have_their_labels_and_what_is_not_used_is_a_gap() -> None:
+    study = crafted(50)
+    drawn = parallel(study)
+    assert drawn is not None
+    figure, table = drawn
+    titles = [note.text for note in figure.layout.annotations if note.yanchor == "bottom"]
+    assert titles[:6] == ["learning_rate (per step, log)", "optimizer", "crop", "momentum", "schedule", "rotate (degrees)"]
+    assert titles[-1] == "validation loss (nats): less is better"
+    assert "the 3 of least importance are left out" in figure.layout.title.subtitle.text
+    assert {"adamw", "sgd"} <= {note.text for note in figure.layout.annotations}
+    without = sum("momentum" not in r.params for r in study.records if r.score is not None)
+    drawn_there = sum(y == -titles.index("momentum") for trace in figure.data[:-1] for y in trace.y if y is not None)
+    assert without > 0
+    assert drawn_there == len(table) - without
+    assert table["momentum"].isna().sum() == without
+
+
+def test_models_are_choices_and_a_share_is_better_when_it_is_more() -> None:
+    names = ("resnet18", "glyphnet")
+    records = [replace(r, params=r.params | {"model": names[r.number % 2]}) for r in lifelike(20).records]
+    study = view(*records, spec=SPEC | {"space": SPACE | {"model": {"choices": list(names), "default": "glyphnet"}}})
+    drawn = parallel(scored(study, "accuracy"))
+    assert drawn is not None
+    notes = [note.text for note in drawn[0].layout.annotations]
+    assert "accuracy (%): more is better" in notes
+    assert set(names) <= set(notes)
+    best = next(t for t in drawn[0].data if t.name.startswith("best: trial"))
+    assert best.x[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "study",
+    [view(), view(record(0)), view(*(failed(n) for n in range(9))), lifelike(20, spec=SPEC | {"space": {"dropout": SPACE["dropout"]}})],
+)
+def test_lines_through_nothing_are_left_out(study) -> None:  # type: ignore[no-untyped-def]
+    assert parallel(study) is None
