@@ -45,7 +45,8 @@ def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float],
     """
     stored = read_study(storage, name)
     fates = {fate: [r for r in stored.records if r.status is fate and math.isfinite(r.cost)] for fate in (Status.COMPLETE, Status.PRUNED)}
-    method = "PED-ANOVA, complete trials" + (", and pruned ones with the best they had come to" if fates[Status.PRUNED] else " only")
+    pruned = f", and {len(fates[Status.PRUNED]):,} pruned with the best they had come to" if fates[Status.PRUNED] else " alone"
+    method = f"PED-ANOVA over {len(fates[Status.COMPLETE]):,} complete trials{pruned}"
     if len(fates[Status.COMPLETE]) < 10:
         return (), method
     costs = {r.number: r.cost for records in fates.values() for r in records}

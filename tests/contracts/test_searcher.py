@@ -453,17 +453,23 @@ def test_importance_ranks_what_matters_first_and_waits_for_ten_trials(folder):
 
 
 def test_importance_counts_what_the_pruner_stopped(folder):
-    """Without pruned trials, the bad learning rates that were all stopped would be missing, and with them what makes the rate matter."""
+    """Without pruned trials, the bad learning rates that were all stopped would be missing, and with them what makes the rate matter.
+
+    The loss of these trials depends on the learning rate and next to nothing else, so its true importance is almost 1.
+    """
     pruner = {"name": "median", "startup_trials": 3, "warmup": 0.0}
     space = {"epochs": 4, "frozen_layers": 3, "dropout": {"low": 0.1, "high": 0.3}}
     s = searcher(folder, study("random", space=space, pruner=pruner))
     records = run(s, 60)
     s.close()
     pruned = sum(r.status is Status.PRUNED for r in records)
-    assert pruned > 20
+    assert pruned > 30
     shares, method = importance(open_storage(url(folder)), "s")
-    assert "pruned" in method
-    assert dict(shares)["learning_rate"] > 0.9
+    assert f"over {60 - pruned} complete trials, and {pruned} pruned" in method
+    alone = optuna.importance.get_param_importances(  # of complete trials, as Optuna has it
+        optuna.load_study(study_name="s", storage=url(folder)), evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+    )
+    assert dict(shares)["learning_rate"] > max(0.9, alone["learning_rate"])
 
 
 def test_a_trial_asked_again_is_the_same_trial(folder):
