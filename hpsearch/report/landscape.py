@@ -135,9 +135,11 @@ def time_spent(view: StudyView) -> Drawn | None:
     total = {level: math.fsum(row.seconds for row in rows if row.frozen_layers == level) for level in levels}
     epochs = {level: sum(row.epochs for row in rows if row.frozen_layers == level) for level in levels}
     n = sum(row.trials for row in rows)
+    speeds = {level: speed(rows, level) for level in levels}
+    rated = ", training images a second" if any(speeds.values()) else ""
     drawn = figure(
         "Where the time went",
-        f"n = {several(n, 'trial')}, {math.fsum(total.values()):,.0f} s of training summed over trials; beside each bar: seconds an epoch",
+        f"n = {several(n, 'trial')}: {by_fate(rows)}; beside each bar: seconds an epoch{rated}",
         170 + 34 * len(levels),
     )
     for status in DRAWN_FATES:
@@ -153,16 +155,38 @@ def time_spent(view: StudyView) -> Drawn | None:
                 hovertemplate=f"%{{customdata}} {FATES[status]}: %{{x:.1f}} s<extra></extra>",
             )
     for i, level in enumerate(levels):
-        text = f"{total[level] / max(1, epochs[level]):.2g} s"
+        text = f"{total[level] / max(1, epochs[level]):.2g} s" + (f", {rounded(rate)}/s" if (rate := speeds[level]) else "")
         drawn.add_annotation(x=total[level], y=i, text=text, showarrow=False, xanchor="left", xshift=6)
     ticks = {"tickmode": "array", "tickvals": list(range(len(levels))), "ticktext": [str(level) for level in levels]}
     drawn.update_layout(
         barmode="stack",
         bargap=0.3,
-        xaxis={"title": {"text": "training time (s)"}, "range": [0, 1.2 * max(1e-9, *total.values())]},
+        xaxis={"title": {"text": "training time (s)"}, "range": [0, (1.3 if rated else 1.2) * max(1e-9, *total.values())]},
+        meta={"narrow": {"xaxis.range": [0, (1.7 if rated else 1.35) * max(1e-9, *total.values())]}},
         yaxis={"title": {"text": "frozen layers"}, **ticks},
     )
     return drawn, pd.DataFrame(rows, columns=Spent._fields)
+
+
+def by_fate(rows: list[Spent]) -> str:
+    """How many trials of each fate there were, and the seconds that they trained."""
+    same = {status: [row for row in rows if row.status == str(status)] for status in (Status.COMPLETE, Status.PRUNED, Status.FAILED)}
+    return ", ".join(
+        f"{sum(row.trials for row in found):,} {FATES[status]} ({math.fsum(row.seconds for row in found):,.3g} s)"
+        for status, found in same.items()
+        if found
+    )
+
+
+def speed(rows: list[Spent], level: int) -> float | None:
+    """Training images a second at one number of frozen layers, mean over epochs; None where it was not measured."""
+    known = [(row.images_per_second, row.epochs) for row in rows if row.frozen_layers == level and row.images_per_second is not None]
+    return math.fsum(rate * n for rate, n in known) / sum(n for _, n in known) if known else None
+
+
+def rounded(value: float) -> str:
+    """A rate with two digits: 850, 12k."""
+    return f"{value / 1000:.2g}k" if 1000 <= value < 1e5 else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 def spent(view: StudyView) -> list[Spent]:

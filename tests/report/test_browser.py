@@ -142,23 +142,37 @@ def test_console_messages_are_heard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 6600), (390, 9400)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 8500), (390, 11800)])
 def test_the_page_at_desktop_and_phone_width(width: int, height: int, mode: str, tmp_path: Path) -> None:
     page = write_page(lifelike(50), tmp_path / "report.html")
     seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"study-{width}-{mode}")
     check_plots(seen, width)
     check_sorted(seen)
+    assert {f"plot-{name}" for name in LANDSCAPE} <= set(seen["plots"])
     assert seen["plots"]["plot-history"]["paper"] == ("rgb(23, 28, 36)" if mode == "dark" else "rgb(255, 255, 255)")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_study_of_choices_and_conditions(width: int, tmp_path: Path) -> None:
     page = write_page(crafted(50), tmp_path / "report.html")
-    check_plots(look(tmp_path, page, width, 7600 if width > 1000 else 11800, shot=f"crafted-{width}"), width)
+    check_plots(look(tmp_path, page, width, 9800 if width > 1000 else 14400, shot=f"crafted-{width}"), width)
+
+
+@pytest.mark.parametrize(("width", "mode"), [(1280, "dark"), (390, "light")])
+def test_a_study_with_rungs_whose_best_trial_lies_on_edges(width: int, mode: str, tmp_path: Path) -> None:
+    best = record(60, losses=(0.9, 0.1), params={"learning_rate": 0.1, "weight_decay": 1e-5})
+    trials = [replace(r, status=Status.PAUSED) if r.status is Status.PRUNED and r.number % 5 == 0 else r for r in lifelike(60).records]
+    spec = SPEC | {"pruner": {"name": "halving", "warmup": 0.1, "reduction_factor": 2}}
+    study = view(*trials, best, spec=spec, importance=(("learning_rate", 0.6), ("weight_decay", 0.4)))
+    page = write_page(study, tmp_path / "report.html")
+    seen = look(tmp_path, page, width, 8800 if width > 1000 else 12000, dark=mode == "dark", shot=f"study-rungs-{width}-{mode}")
+    check_plots(seen, width)
+    assert seen["plots"]["plot-rungs"]["notes"] == 5  # the start and four rungs
+    assert seen["plots"]["plot-contours"]["notes"] == 1
 
 
 def test_a_thousand_trials_are_drawn(tmp_path: Path) -> None:
-    check_plots(look(tmp_path, write_page(lifelike(1000), tmp_path / "report.html"), 1280, 6600, shot="study-1000-trials"), 1280)
+    check_plots(look(tmp_path, write_page(lifelike(1000), tmp_path / "report.html"), 1280, 8500, shot="study-1000-trials"), 1280)
 
 
 def test_studies_with_nothing_to_draw_say_so_without_errors(tmp_path: Path) -> None:
@@ -187,7 +201,7 @@ def test_hostile_names_do_nothing(tmp_path: Path) -> None:
     assert seen["plots"]["plot-slices"]["notes"] == 3  # edges
 
 
-@pytest.mark.parametrize(("width", "height", "mode"), [(1280, 8600, "light"), (390, 12600, "dark")])
+@pytest.mark.parametrize(("width", "height", "mode"), [(1280, 10500, "light"), (390, 15000, "dark")])
 def test_a_study_of_another_objective_with_its_data(width: int, height: int, mode: str, tmp_path: Path) -> None:
     page = write_page(FULL, tmp_path / "report.html")
     seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"full-{width}-{mode}")
@@ -198,7 +212,7 @@ def test_a_study_of_another_objective_with_its_data(width: int, height: int, mod
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 9900), (390, 14600)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 11800), (390, 17000)])
 def test_a_study_that_proved_something(width: int, height: int, mode: str, tmp_path: Path) -> None:
     page = write_page(shown(opened(stored())), tmp_path / "report.html")
     seen = look(tmp_path, page, width, height, dark=mode == "dark", shot=f"proven-{width}-{mode}")
@@ -211,7 +225,7 @@ def test_a_study_that_proved_something(width: int, height: int, mode: str, tmp_p
 def test_a_proof_on_a_hundred_classes_looked_at_twice(width: int, tmp_path: Path) -> None:
     study = stored(tuple(f"class number {i}" for i in range(100)), objective="accuracy", cv="3x5", confirm=None)
     page = write_page(shown(opened(opened(study, trial=1))), tmp_path / "report.html")
-    check_plots(look(tmp_path, page, width, 10500 if width > 1000 else 14600, shot=f"proven-hundred-{width}"), width)
+    check_plots(look(tmp_path, page, width, 12400 if width > 1000 else 17000, shot=f"proven-hundred-{width}"), width)
 
 
 def test_a_hostile_proof_does_nothing(tmp_path: Path) -> None:

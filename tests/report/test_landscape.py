@@ -54,7 +54,19 @@ def test_time_adds_up_by_depth_and_fate() -> None:
     assert table["seconds"].sum() == pytest.approx(sum(r.seconds for r in trained))
     assert table["trials"].sum() == len(trained)
     assert sum(sum(trace.x) for trace in figure.data) == pytest.approx(table["seconds"].sum())
-    assert "s of training" in figure.layout.title.subtitle.text
+    complete = table[table["status"] == "COMPLETE"]
+    assert f"{complete['trials'].sum()} complete ({complete['seconds'].sum():,.3g} s)" in figure.layout.title.subtitle.text
+
+
+def test_beside_each_bar_stand_seconds_an_epoch_and_images_a_second() -> None:
+    trials = record(0, losses=(0.9, 0.8), seconds=4.0), record(1, losses=(0.9,), seconds=2.0, params={"frozen_layers": 6})
+    rated = [replace(r, curve=tuple(row | {"images_per_second": 12_345.0} for row in r.curve)) for r in trials]
+    for study, text, images in ((view(*trials), "2 s", False), (view(*rated), "2 s, 12k/s", True)):
+        drawn = time_spent(study)
+        assert drawn is not None
+        assert [note.text for note in drawn[0].layout.annotations] == [text, text]
+        assert ("training images a second" in drawn[0].layout.title.subtitle.text) == images
+        assert drawn[1]["images_per_second"].notna().all() == images
 
 
 @pytest.mark.parametrize("study", [view(), view(record(0)), view(failed(0), failed(1))])
