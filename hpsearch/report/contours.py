@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from hpsearch.report import tables
 from hpsearch.report.objective import Objective, objective
-from hpsearch.report.slices import slice_axis
+from hpsearch.report.slices import EDGE_TEXT, slice_axis
 from hpsearch.report.style import BEST, COLOURS, DEFAULT, DRAWN_FATES, escape, figure, marker, translucent
 from hpsearch.report.words import FATES, several
 from hpsearch.types import Status, TrialRecord
@@ -172,9 +172,9 @@ def mark(drawn: go.Figure, record: TrialRecord | None, names: tuple[str, str], l
 
 def add_edges(drawn: go.Figure, view: StudyView, names: tuple[str, str], best: TrialRecord) -> None:
     """Say which ranges the best value lies at the edge of."""
-    edges = [f"{escape(name, 30)} ({end} end)" for name in names if (end := tables.edge(view, name, best.params.get(name)))]
+    edges = [f"{escape(name, 24)}: {end} end" for name in names if (end := tables.edge(view, name, best.params.get(name)))]
     if edges:
-        text = f"best value lies on the edge of its range, widen it:<br>{' and '.join(edges)}"
+        lines = [EDGE_TEXT, *edges]
         here = {"xref": "paper", "yref": "paper", "x": 0, "xanchor": "left", "align": "left", "y": 1, "yanchor": "bottom"}
-        drawn.add_annotation(text=text, showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)
-        drawn.update_layout(legend={"y": 1.1})
+        drawn.add_annotation(text="<br>".join(lines), showarrow=False, font={"color": COLOURS[Status.PRUNED]}, **here)
+        drawn.update_layout(legend={"y": 1.12 + 0.05 * len(edges)})  # above the note, which a phone has room for in short lines

@@ -129,7 +129,7 @@ def test_a_best_value_on_the_edge_asks_for_a_wider_range() -> None:
     best = record(8, losses=(0.1,), params={"learning_rate": 0.1, "frozen_layers": 3})
     drawn = contours(view(*trials, best))
     assert drawn is not None
-    assert ["learning_rate (high end)" in note.text and "widen it" in note.text for note in drawn[0].layout.annotations] == [True]
+    assert ["learning_rate: high end" in note.text and "widen it" in note.text for note in drawn[0].layout.annotations] == [True]
     inside = contours(view(*trials, replace(best, params=best.params | {"learning_rate": 0.01})))
     assert inside is not None
     assert not inside[0].layout.annotations
