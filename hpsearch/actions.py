@@ -18,7 +18,7 @@ from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command
-from hpsearch.proof import Proof, proof_of, wanted, winner_of
+from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
 from hpsearch.reporting import write_report
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
@@ -133,7 +133,9 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
         report = write_report(storage, stored, where)
-    proof = write_proof(stored, where.runs(stored.name))[0] if wanted(stored) or stored.openings else None
+    proof = proven(stored)
+    if proof is not None:
+        write_proof(proof, where.runs(stored.name))
     resolved = where.runs(stored.name) / "spec.json"
     resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
     winner = winner_of(stored)
@@ -170,7 +172,7 @@ def ending(stored: StoredStudy, where: Place, reason: str) -> StudyEnded:
     folder, winner = where.runs(stored.name), winner_of(stored)
     files = [folder / name for name in ("report.html", "spec.json", DATA_REPORT)]
     files += [Path(winner.checkpoint)] if winner and winner.checkpoint else []
-    proof = proof_of(stored) if wanted(stored) or stored.openings else None
+    proof = proven(stored)
     files += [folder / PROOF] if proof else []
     scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)
     there = [str(file) for file in files if file.exists()]

@@ -35,8 +35,7 @@ def export(
 
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
     default = next((r for r in stored.records if r.number == 0), None)
-    label = f"trial-{record.number:04d}"
-    seen = [Judged.from_json(j) for o in stored.openings if o["trial"] == record.number for j in o["judged"] if j["name"] == label]
+    seen = [Judged.from_json(j) for o in stored.openings if o["trial"] == record.number for j in o["judged"] if j["name"] == record.name]
     winner = Winner(
         study=stored.name,
         spec=stored.spec,
@@ -114,7 +113,7 @@ def open_test(where: Place, name: str | None, trial: int | None = None, again: b
     """
     stored = show(where, name)
     record = chosen(stored, trial)
-    times, label = len(stored.openings), f"trial-{record.number:04d}"
+    times, label = len(stored.openings), record.name
     for opening in reversed(stored.openings):
         if opening["trial"] == record.number:
             judged = next(Judged.from_json(j) for j in opening["judged"] if j["name"] == label)

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from hpsearch.seeds import seed_for
 from hpsearch.statistics import Estimate, mean_interval
-from hpsearch.types import OBJECTIVES, Judged, Params, Setup, Status, StoredStudy, Trial, TrialRecord, best_record, score_of
+from hpsearch.types import (
+    OBJECTIVES,
+    Judged,
+    Params,
+    Setup,
+    Status,
+    StoredStudy,
+    Trial,
+    TrialRecord,
+    Value,
+    best_record,
+    point_key,
+    score_of,
+)
 
 FACTORS = (1.0, 3.0, 10.0)  # times the default learning rate: what is new to the data wants larger steps than what was pretrained
 SCRATCH: Params = {"frozen_layers": 0, "unfreeze_epochs": 0, "layer_decay": 1.0, "l2_sp": 0.0}
@@ -26,7 +39,6 @@ LABELS = {
 }
 KINDS = ("scratch", "probe", "tuned")  # each at the best of three learning rates, that none has an advantage
 STEPS = {"pretraining": ("scratch", "tuned"), "unfreezing": ("probe", "tuned"), "the search": ("default", "best")}
-NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,7 @@ class Proof:
     gains: Sequence[Gain] = ()
     openings: Sequence[Mapping[str, Any]] = ()  # of the test split, in order
     test: Judged | None = None  # the winner's model on the test images
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
 
 # ---------------------------------------------------------------- plans
@@ -120,10 +132,9 @@ def repetitions(spec: Mapping[str, Any]) -> tuple[Repetition, ...]:
 
 def best_trials(study: StoredStudy, top: int) -> list[TrialRecord]:
     """The complete trials of the best scores, each configuration once."""
-    seen: dict[tuple[tuple[str, object], ...], TrialRecord] = {}
-    complete = [r for r in study.records if r.status is Status.COMPLETE and math.isfinite(r.cost)]
-    for record in sorted(complete, key=lambda r: (r.cost, r.number)):
-        seen.setdefault(tuple(sorted(record.params.items())), record)
+    seen: dict[tuple[tuple[str, Value], ...], TrialRecord] = {}
+    for record in sorted(filter(usable, study.records), key=lambda r: (r.cost, r.number)):
+        seen.setdefault(point_key(record.params), record)
     return list(seen.values())[:top]
 
 
@@ -133,14 +144,18 @@ def outstanding(study: StoredStudy) -> tuple[str, tuple[Trial, ...]]:
     Later runs depend on earlier ones: references train for as many epochs as the confirmed winner, and at one learning rate of
     three, found with the first repetition.
     """
-    done = {r.setup.name: r for r in study.runs if r.setup is not None}
+    done = {r.name for r in study.runs}
     stages = (("Confirming the best configurations", confirmations), ("Training references", rates), ("Repeating references", repeated))
     for title, plan in stages:
-        missing = [trial for trial in plan(study) if trial.setup is not None and trial.setup.name not in done]
+        missing = [trial for trial in plan(study) if trial.name not in done]
         if missing:
-            lowest = min((r.number for r in study.runs), default=0)
-            return title, tuple(replace(trial, number=lowest - 1 - i) for i, trial in enumerate(missing))
+            return title, tuple(replace(trial, number=next_number(study) - i) for i, trial in enumerate(missing))
     return "", ()
+
+
+def next_number(study: StoredStudy) -> int:
+    """The first free number beside the search; they go down from -1."""
+    return min((r.number for r in study.runs), default=0) - 1
 
 
 def confirmations(study: StoredStudy) -> list[Trial]:
@@ -166,25 +181,26 @@ def again(record: TrialRecord) -> Trial:
 
 def rates(study: StoredStudy) -> list[Trial]:
     """References at the first repetition, at each learning rate."""
-    first = repetitions(study.spec)[0]
-    return [trial for kind in KINDS for factor in FACTORS if (trial := reference(study, kind, factor, first))]
+    best, first = winner_of(study), repetitions(study.spec)[0]
+    return [trial for kind in KINDS for factor in FACTORS if (trial := reference(study, best, kind, factor, first))]
 
 
 def repeated(study: StoredStudy) -> list[Trial]:
     """References at the other repetitions, each at its best learning rate."""
+    best, done = winner_of(study), completed(study)
+    factors = {kind: best_factor(study, best, kind, done) for kind in (*KINDS, "default")}
     found: dict[str, Trial] = {}
     for r in repetitions(study.spec)[1:]:
-        for kind in (*KINDS, "default"):
-            factor = best_factor(study, kind)
-            trial = None if factor is None else reference(study, kind, factor, r)
-            if trial is not None and trial.setup is not None:
-                found[trial.setup.name] = trial  # the default rate may be the best one
+        for kind, factor in factors.items():
+            trial = None if factor is None else reference(study, best, kind, factor, r)
+            if trial is not None:
+                found[trial.name] = trial  # the default rate may be the best one
     return list(found.values())
 
 
-def reference(study: StoredStudy, kind: str, factor: float, r: Repetition) -> Trial | None:
+def reference(study: StoredStudy, best: TrialRecord | None, kind: str, factor: float, r: Repetition) -> Trial | None:
     """The default recipe for as many epochs as the winner, from scratch or with everything frozen; None where it says nothing new."""
-    best, default = winner_of(study), study.default
+    default = study.default
     if not study.spec.get("references") or best is None or default is None:
         return None
     params = {**default.params, "epochs": best.params["epochs"]}
@@ -201,7 +217,7 @@ def reference(study: StoredStudy, kind: str, factor: float, r: Repetition) -> Tr
 
 def pretrained(study: StoredStudy) -> bool:
     """Whether the study starts from weights."""
-    return str(study.spec.get("weights", "DEFAULT")).lower() != NONE
+    return str(study.spec.get("weights", "DEFAULT")).lower() != "none"
 
 
 def blocks(study: StoredStudy, params: Params) -> int:
@@ -214,11 +230,9 @@ def blocks(study: StoredStudy, params: Params) -> int:
 # ---------------------------------------------------------------- results
 
 
-def named(study: StoredStudy, trial: Trial | None) -> TrialRecord | None:
-    """The run of a planned trial, where it completed."""
-    if trial is None or trial.setup is None:
-        return None
-    return next((r for r in study.runs if r.setup is not None and r.setup.name == trial.setup.name and usable(r)), None)
+def completed(study: StoredStudy) -> dict[str, TrialRecord]:
+    """The runs beside the search that have a score, by name."""
+    return {r.name: r for r in study.runs if usable(r)}
 
 
 def usable(record: TrialRecord) -> bool:
@@ -226,37 +240,41 @@ def usable(record: TrialRecord) -> bool:
     return record.status is Status.COMPLETE and math.isfinite(record.cost)
 
 
-def best_factor(study: StoredStudy, kind: str) -> float | None:
+def best_factor(study: StoredStudy, best: TrialRecord | None, kind: str, done: Mapping[str, TrialRecord]) -> float | None:
     """The learning rate's factor that served a reference best at the first repetition."""
     first = repetitions(study.spec)[0]
-    tried = FACTORS if kind in KINDS else FACTORS[:1]
-    found = {factor: run for factor in tried if (run := named(study, reference(study, kind, factor, first)))}
+    trials = {factor: reference(study, best, kind, factor, first) for factor in (FACTORS if kind in KINDS else FACTORS[:1])}
+    found = {factor: done[trial.name] for factor, trial in trials.items() if trial is not None and trial.name in done}
     return min(found, key=lambda factor: (found[factor].cost, factor)) if found else None
 
 
 def ranked(study: StoredStudy) -> tuple[Candidate, ...]:
     """The confirmed configurations by the mean of their objective, those that failed somewhere last."""
-    asked = repeats(study.spec)
+    asked, done = repeats(study.spec), completed(study)
     if asked is None:
         return ()
-    found = []
+    found, runs = [], {}
     for record in best_trials(study, asked["top"]):
-        runs = [named(study, confirmation(record, r)) for r in repetitions(study.spec)]
-        done = [run for run in runs if run is not None]
-        if done:
-            names = tuple(run.setup.name for run in done if run.setup)
-            found.append(Candidate(record.number, record.score, estimates(done, overlap(study)), names, len(runs) - len(done)))
+        mine = runs[record.number] = confirmed(study, record, done)
+        if mine:
+            names = tuple(run.name for run in mine.values())
+            scored = estimates(list(mine.values()), overlap(study))
+            found.append(Candidate(record.number, record.score, scored, names, asked["times"] - len(mine)))
     objective = str(study.spec.get("objective", "val_loss"))
     found.sort(key=lambda c: (c.failed, OBJECTIVES[objective] * c.scores[objective].mean, c.trial))
-    return tuple(replace(c, behind=behind(study, found[0].trial, c.trial)) for c in found)
+    return tuple(replace(c, behind=behind(runs[found[0].trial], runs[c.trial], overlap(study)) if i else None) for i, c in enumerate(found))
 
 
-def behind(study: StoredStudy, first: int, other: int) -> Estimate | None:
+def confirmed(study: StoredStudy, record: TrialRecord, done: Mapping[str, TrialRecord]) -> dict[str, TrialRecord]:
+    """The runs of a trial's configuration that have a score, by repetition."""
+    names = {r.name: confirmation(record, r).name for r in repetitions(study.spec)}
+    return {repetition: done[name] for repetition, name in names.items() if name in done}
+
+
+def behind(first: Mapping[str, TrialRecord], other: Mapping[str, TrialRecord], shared: float) -> Estimate | None:
     """By how much the second configuration is worse, over the repetitions that both completed."""
-    a, b = (next(r for r in study.records if r.number == number) for number in (first, other))
-    pairs = [(named(study, confirmation(a, r)), named(study, confirmation(b, r))) for r in repetitions(study.spec)]
-    costs = [y.cost - x.cost for x, y in pairs if x is not None and y is not None]
-    return mean_interval(costs, overlap=overlap(study)) if costs and first != other else None
+    costs = [run.cost - first[repetition].cost for repetition, run in other.items() if repetition in first]
+    return mean_interval(costs, overlap=shared) if costs else None
 
 
 def winner_of(study: StoredStudy) -> TrialRecord | None:
@@ -270,8 +288,8 @@ def winner_of(study: StoredStudy) -> TrialRecord | None:
 
 def complete(study: StoredStudy) -> bool:
     """Whether every confirmation has ended."""
-    done = {r.setup.name for r in study.runs if r.setup is not None}
-    return all(trial.setup is not None and trial.setup.name in done for trial in confirmations(study))
+    done = {r.name for r in study.runs}
+    return all(trial.name in done for trial in confirmations(study))
 
 
 def estimates(runs: Sequence[TrialRecord], shared: float = 0.0) -> dict[str, Estimate]:
@@ -295,32 +313,34 @@ def overlap(study: StoredStudy) -> float:
 
 def arms(study: StoredStudy) -> dict[str, dict[str, TrialRecord]]:
     """The runs behind each row of the gain table, by repetition."""
-    best, default, found = winner_of(study), study.default, {}
+    best, default, done = winner_of(study), study.default, completed(study)
+    found: dict[str, dict[str, TrialRecord]] = {}
     for kind in ("scratch", "probe", "default", "tuned"):
-        factor = best_factor(study, kind)
-        runs = {} if factor is None else {r.name: named(study, reference(study, kind, factor, r)) for r in repetitions(study.spec)}
-        found[kind] = {name: run for name, run in runs.items() if run is not None}
+        factor = best_factor(study, best, kind, done)
+        trials = {} if factor is None else {r.name: reference(study, best, kind, factor, r) for r in repetitions(study.spec)}
+        found[kind] = {name: done[trial.name] for name, trial in trials.items() if trial is not None and trial.name in done}
     if best is not None:
-        asked = repeats(study.spec)
-        runs = {r.name: named(study, confirmation(best, r)) for r in repetitions(study.spec)} if asked else {"": best}
-        found["best"] = {name: run for name, run in runs.items() if run is not None}
+        found["best"] = confirmed(study, best, done) if repeats(study.spec) else {"": best}
     if default is not None and usable(default) and not found["default"] and not repeats(study.spec):
         found["default"] = {"": default}
     return {kind: runs for kind, runs in found.items() if runs}
 
 
-def rows(study: StoredStudy, judged: Mapping[str, Judged]) -> tuple[Row, ...]:
+Arms: TypeAlias = Mapping[str, Mapping[str, TrialRecord]]
+
+
+def rows(study: StoredStudy, groups: Arms, best: TrialRecord, judged: Mapping[str, Judged]) -> tuple[Row, ...]:
     """The gain table."""
     shared, found = overlap(study), list(majority(study))
-    for kind, runs in arms(study).items():
+    for kind, runs in groups.items():
         listed = list(runs.values())
-        names = [run.setup.name if run.setup else f"trial-{run.number:04d}" for run in listed]
+        names = tuple(run.name for run in listed)
         seen = [judged[name] for name in names if name in judged]
         test = {"val_loss": [j.loss for j in seen]} | {key: [j.metrics[key] for j in seen] for key in OBJECTIVES if has(seen, key)}
         estimated = {key: mean_interval(values, overlap=shared) for key, values in test.items() if values}
         seconds = mean_interval([run.seconds for run in listed])
         epochs = int(float(str(listed[0].params["epochs"])))
-        found.append(Row(kind, estimates(listed, shared), estimated, seconds, epochs, detail(study, kind), tuple(names)))
+        found.append(Row(kind, estimates(listed, shared), estimated, seconds, epochs, detail(study, kind, best, listed[0]), names))
     return tuple(found)
 
 
@@ -329,17 +349,15 @@ def has(judged: Sequence[Judged], key: str) -> bool:
     return bool(judged) and all(key in j.metrics for j in judged)
 
 
-def detail(study: StoredStudy, kind: str) -> str:
-    """What a reader should know of a row."""
-    best, default = winner_of(study), study.default
-    assert best is not None
+def detail(study: StoredStudy, kind: str, best: TrialRecord, run: TrialRecord) -> str:
+    """What a reader should know of a row with such runs."""
     if kind == "best":
         return f"trial {best.number}"
-    rate = float(str(default.params["learning_rate"])) if default else math.nan
-    if kind == "default":
+    if kind == "default" or study.default is None:
         return "trial 0's configuration"
+    rate = float(str(study.default.params["learning_rate"]))
     tried = ", ".join(f"{rate * factor:g}" for factor in FACTORS)
-    return f"learning rate {rate * (best_factor(study, kind) or 1):g}, best of {tried}"
+    return f"learning rate {run.params['learning_rate']:g}, best of {tried}"
 
 
 def majority(study: StoredStudy) -> Iterable[Row]:
@@ -366,9 +384,9 @@ def majority(study: StoredStudy) -> Iterable[Row]:
     yield Row("majority", {key: Estimate(value, 1) for key, value in found.items()}, {}, None, None, "no training")
 
 
-def gains(study: StoredStudy) -> tuple[Gain, ...]:
+def gains(study: StoredStudy, groups: Arms) -> tuple[Gain, ...]:
     """What pretraining, unfreezing and the search bought, paired by repetition."""
-    found, shared, groups = [], overlap(study), arms(study)
+    found, shared = [], overlap(study)
     for what, (before, after) in STEPS.items():
         pairs = [(a, groups[after][name]) for name, a in groups.get(before, {}).items() if name in groups.get(after, {})]
         if not pairs:
@@ -399,18 +417,24 @@ def reach(a: TrialRecord, b: TrialRecord) -> float | None:
 def proof_of(study: StoredStudy) -> Proof:
     """Everything proven so far."""
     best, order, asked = winner_of(study), ranked(study), repeats(study.spec)
+    groups = arms(study) if wanted(study) else {}
     last = study.openings[-1] if study.openings else None
     judged = {j["name"]: Judged.from_json(j) for j in last["judged"]} if last and best and last["trial"] == best.number else {}
-    failed = [f"{r.setup.name}: {r.error}" for r in study.runs if r.setup and r.status is Status.FAILED]
+    failed = [f"{r.name}: {r.error}" for r in study.runs if r.status is Status.FAILED]
     notes = [*([] if pretrained(study) or not wanted(study) else ["The study itself starts from scratch."]), *failed]
     return Proof(
         winner=best.number if best else None,
         confirmed=bool(order) and complete(study),
         how="" if asked is None else f"{asked['times']} {'folds' if study.spec.get('cv') else 'fresh seeds'}",
         candidates=order,
-        rows=rows(study, judged) if wanted(study) and best else (),
-        gains=gains(study) if wanted(study) and best else (),
+        rows=rows(study, groups, best, judged) if groups and best else (),
+        gains=gains(study, groups) if best else (),
         openings=study.openings,
-        test=judged.get(f"trial-{best.number:04d}") if best else None,
+        test=judged.get(best.name) if best else None,
         notes=tuple(notes),
     )
+
+
+def proven(study: StoredStudy) -> Proof | None:
+    """Everything proven so far; None for a study that asked for nothing beside its search, and whose test images nobody saw."""
+    return proof_of(study) if wanted(study) or study.openings else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import FixInput, FixSetup, Interrupted
 from hpsearch.orchestrator import Orchestrator, forget
-from hpsearch.proof import Proof, again, outstanding, proof_of, ranked, repeats, wanted, winner_of
+from hpsearch.proof import Proof, again, next_number, outstanding, proof_of, ranked, repeats, wanted, winner_of
 from hpsearch.protocols import Tracker
 from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialRecord, Verdict
 
@@ -138,19 +138,14 @@ def has_weights(record: TrialRecord) -> bool:
 def numbered(study: StoredStudy, winner: TrialRecord) -> Trial:
     """The run that makes the winner's weights again."""
     trial = again(winner)
-    lowest = min((run.number for run in study.runs), default=0)
-    number = next((run.number for run in study.runs if run.setup == trial.setup), lowest - 1)
-    return replace(trial, number=number)
+    return replace(trial, number=next((run.number for run in study.runs if run.name == trial.name), next_number(study)))
 
 
 def checkpoints(study: StoredStudy, winner: TrialRecord) -> list[tuple[str, str]]:
     """Names and files of what is measured: the winner's model first, then everything in the gain table that has weights."""
-    first = (f"trial-{winner.number:04d}", str(winner.checkpoint))
-    wanted = [name for row in proof_of(study).rows for name in row.runs]
-    files = {run.setup.name: run.checkpoint for run in study.runs if run.setup is not None}
-    files |= {f"trial-{r.number:04d}": r.checkpoint for r in study.records}
-    rest = [(name, str(files[name])) for name in wanted if files.get(name) and Path(str(files[name])).is_file() and name != first[0]]
-    return [first, *rest]
+    files = {r.name: r for r in (*study.records, *study.runs)}
+    named = [name for row in proof_of(study).rows for name in row.runs if name != winner.name and has_weights(files[name])]
+    return [(r.name, str(r.checkpoint)) for r in (winner, *(files[name] for name in named))]
 
 
 def remember(storage: RDBStorage, study: StoredStudy, winner: TrialRecord, verdict: Verdict) -> int:
@@ -161,12 +156,9 @@ def remember(storage: RDBStorage, study: StoredStudy, winner: TrialRecord, verdi
     return add_opening(storage, study.name, json.loads(json.dumps(opening)))
 
 
-def write_proof(study: StoredStudy, folder: Path) -> tuple[Proof, Path]:
-    """What was proven, also as JSON in the study's folder."""
-    proof, path = proof_of(study), folder / PROOF
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(proof), indent=2) + "\n")
-    return proof, path
+def write_proof(proof: Proof, folder: Path) -> None:
+    """Write what was proven into the study's folder, as JSON."""
+    (folder / PROOF).write_text(json.dumps(asdict(proof), indent=2) + "\n")
 
 
 def flat(proof: Proof) -> dict[str, float]:

@@ -102,7 +102,7 @@ def register(where: Place, name: str, folder: Path, study: str, trial: int, say:
     scores = {"val_loss": record.val_loss, **{key: record.metrics.get(key) for key in OBJECTIVES if key != "val_loss"}}
     opened = next((o for o in reversed(stored.openings) if o["trial"] == trial), None)
     if opened is not None:
-        judged = next(j for j in opened["judged"] if j["name"] == f"trial-{trial:04d}")
+        judged = next(j for j in opened["judged"] if j["name"] == record.name)
         scores |= {"test_loss": judged["loss"], **{f"test_{key}": judged["metrics"].get(key) for key in OBJECTIVES if key != "val_loss"}}
     say("Tracing the network", 0, 0)
     from hpsearch.finetune.traced import trace

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch.diagnosis import diagnose
 from hpsearch.errors import FixInput, nearest
 from hpsearch.places import Place, read, ui_command
-from hpsearch.proof import proof_of, wanted
+from hpsearch.proof import proven
 from hpsearch.resources import folder
 from hpsearch.startup import DATA_REPORT
 from hpsearch.types import DataReport, StoredStudy, TrialRecord
@@ -117,7 +117,7 @@ def view_of(storage: RDBStorage, stored: StoredStudy, where: Place) -> StudyView
         generated=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         data=read_data_report(where.runs(stored.name) / DATA_REPORT),
         headstart=stored.headstart,
-        proof=proof_of(stored) if wanted(stored) or stored.openings else None,
+        proof=proven(stored),
         runs=stored.runs,
     )
 

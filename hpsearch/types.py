@@ -48,6 +48,16 @@ class Status(StrEnum):
         return self not in (Status.WAITING, Status.RUNNING, Status.PAUSED)
 
 
+def trial_name(number: int) -> str:
+    """What a trial of the search is called, in files and in MLflow."""
+    return f"trial-{number:04d}"
+
+
+def point_key(params: Params) -> tuple[tuple[str, Value], ...]:
+    """A configuration as something hashable."""
+    return tuple(sorted(params.items()))
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What sets a run beside the search (a reference, a confirmation) apart from the study's trials."""
@@ -73,6 +83,11 @@ class Trial:
     setup: Setup | None = None  # of a run beside the search, whose number is negative
     repeat: int = 0  # of a comparison: it seeds head, order and augmentation in place of the trial's number
     folder: str | None = None  # for its files, in place of the kernel's
+
+    @property
+    def name(self) -> str:
+        """What it is called; a run beside the search has a name of its own."""
+        return trial_name(self.number) if self.setup is None else self.setup.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,11 @@ class TrialRecord:
             setup=trial.setup,
             reused=outcome.reused,
         )
+
+    @property
+    def name(self) -> str:
+        """As `Trial.name`."""
+        return trial_name(self.number) if self.setup is None else self.setup.name
 
     @property
     def score(self) -> float | None:

@@ -19,12 +19,11 @@ from hpsearch.portfolio import CONVOLUTIONAL, EMBEDDED, PORTFOLIO, TRANSFORMERS,
 from hpsearch.recipes import ALL, DEFAULTS, KNOWN, checked
 from hpsearch.search.catalog import read_study
 from hpsearch.search.headstart import NOTHING, begin, find_source, head_start, whole
-from hpsearch.search.records import point_key
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.space import default_params, grid_points, parse_space
 from hpsearch.spec import SAMPLERS, load_spec, parse_spec
-from hpsearch.types import Outcome, Status, StoredStudy, best_record
+from hpsearch.types import Outcome, Status, StoredStudy, best_record, point_key
 from hpsearch.warm import Remark, fit, sentences
 from tests.contracts.test_searcher import CRAFT, SMALL, check_conditions, run
 from tests.test_main_job import QUICK, hpsearch

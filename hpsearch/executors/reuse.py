@@ -20,6 +20,7 @@ from hpsearch.types import (
     TrialEnded,
     TrialRecord,
     Value,
+    point_key,
     score_of,
 )
 
@@ -143,7 +144,7 @@ class Reusing:
 
 def key_of(repeat: int, params: Params) -> Key:
     """A configuration in a repeat as something hashable."""
-    return repeat, tuple(sorted(params.items()))
+    return repeat, point_key(params)
 
 
 def progress_of(number: int, row: Mapping[str, float], epochs: int) -> Progress:

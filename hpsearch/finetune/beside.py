@@ -12,7 +12,7 @@ from hpsearch.finetune.names import is_own
 from hpsearch.finetune.recipe import Recipe
 from hpsearch.finetune.zoo import takes_pretrained
 from hpsearch.seeds import repeat_seed, seed_for
-from hpsearch.types import Trial
+from hpsearch.types import Trial, trial_name
 
 
 def draws(trial: Trial, seed: int) -> tuple[int, int]:
@@ -35,9 +35,7 @@ def identity(trial: Trial) -> int:
 
 def stem(trial: Trial) -> str:
     """What the trial's files are called."""
-    if trial.setup is None or trial.origin == "winner":
-        return f"trial-{identity(trial):04d}"
-    return trial.setup.name
+    return trial_name(identity(trial)) if trial.origin == "winner" else trial.name
 
 
 def start(

@@ -245,7 +245,7 @@ def soon_axis(values: pd.Series[float], over: str) -> dict[str, Any]:
 
 def by_name(view: StudyView) -> dict[str, TrialRecord]:
     """Every training by the name that a proof calls it."""
-    return {f"trial-{r.number:04d}": r for r in view.records} | {r.setup.name: r for r in view.runs if r.setup is not None}
+    return {r.name: r for r in (*view.records, *view.runs)}
 
 
 def test_scores(proof: Proof, key: str) -> dict[str, float]:

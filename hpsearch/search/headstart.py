@@ -13,13 +13,13 @@ from hpsearch.errors import FixInput, NotFound
 from hpsearch.portfolio import ESSENTIAL, family, recipes_for
 from hpsearch.recipes import has_effect
 from hpsearch.search.catalog import read_study
-from hpsearch.search.records import HEADSTART, RECORD, point_key
+from hpsearch.search.records import HEADSTART, RECORD
 from hpsearch.search.samplers import distributions, make_sampler
 from hpsearch.search.store import opened
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import Space, bind_blocks, default_params
 from hpsearch.spec import StudySpec
-from hpsearch.types import Params, Say, Status, StoredStudy, Value
+from hpsearch.types import Params, Say, Status, StoredStudy, Value, point_key
 from hpsearch.warm import Remark, fit, sentences
 
 

@@ -83,11 +83,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
     return lines
 
 
-def point_key(params: Params) -> tuple[tuple[str, object], ...]:
-    """A configuration as something hashable."""
-    return tuple(sorted(params.items()))
-
-
 def running(params: Params, dists: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A template for a trial that begins now."""
     return FrozenTrial(

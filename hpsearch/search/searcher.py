@@ -17,14 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
-from hpsearch.search.records import RECORD, direction_of, extras, open_study, point_key, record_of, running
+from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
 from hpsearch.search.store import Writer
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 

@@ -224,7 +224,7 @@ class Mirror:
             tags |= {"hpsearch.winner": str(event.winner), "hpsearch.winner_run_id": self.runs.get(event.winner, "")}
         metrics += [Metric(key, finite(value), at, 0) for key, value in event.scores.items()]
         winner = self.ended.get(event.winner, event.best) if event.winner is not None else event.best
-        link = labels.run_link(self.experiment, self.runs.get(winner.number, ""), f"trial-{winner.number:04d}") if winner else ""
+        link = labels.run_link(self.experiment, self.runs.get(winner.number, ""), winner.name) if winner else ""
         report = any(Path(path).name == "report.html" for path in event.artifacts)
         tags["mlflow.note.content"] = labels.note(self.study, winner, link, event.default, self.ended.values(), event.scores, report)
         self.log(self.parent, metrics, tags)
@@ -278,10 +278,10 @@ class Mirror:
         """A trial's run, made if need be; one beside the search has a negative number, and a name of its own."""
         if trial.number in self.runs:
             return self.runs[trial.number]
-        kind, name = ("trial", f"trial-{trial.number:04d}") if trial.setup is None else (trial.origin, trial.setup.name)
+        kind = "trial" if trial.setup is None else trial.origin
         tags = {"mlflow.parentRunId": self.parent, "hpsearch.trial": str(trial.number), **labels.source_tags()}
         tags |= {"hpsearch.kind": kind, "hpsearch.origin": trial.origin, "hpsearch.study": self.study}
-        created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=name)
+        created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=trial.name)
         self.runs[trial.number] = created.info.run_id
         return self.runs[trial.number]
 
