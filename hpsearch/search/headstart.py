@@ -14,7 +14,7 @@ from hpsearch.portfolio import ESSENTIAL, family, recipes_for
 from hpsearch.recipes import has_effect
 from hpsearch.search.catalog import read_study
 from hpsearch.search.records import HEADSTART, RECORD
-from hpsearch.search.samplers import distributions, make_sampler
+from hpsearch.search.samplers import distributions, make_sampler, suggested
 from hpsearch.search.store import opened
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import Space, bind_blocks, default_params
@@ -171,13 +171,8 @@ def initial(spec: StudySpec, n: int) -> HeadStart:
 
 def drawn(space: Space, seed: int) -> Params:
     """One random configuration."""
-    varied = distributions(space)
     asked = optuna.create_study(sampler=make_sampler("random", space, seed, 0)).ask()
-    params: dict[str, Value] = {p.name: p.default for p in space if p.name not in varied}
-    for p in space:  # parents first
-        if p.name in varied and p.active(params):
-            params[p.name] = asked._suggest(p.name, varied[p.name])
-    return params
+    return suggested(asked, space, distributions(space))
 
 
 # ---------------------------------------------------------------- in words

@@ -15,6 +15,7 @@ from hpsearch.errors import FixSetup
 from hpsearch.seeds import seed_for
 from hpsearch.space import Parameter, Space, searched
 from hpsearch.spec import PrunerSpec
+from hpsearch.types import Value
 
 STARTUP_TRIALS = 10  # trials a model-based sampler draws at random before it models
 # Modules a sampler imports lazily, some only at its tenth trial: looked for before the first.
@@ -107,6 +108,15 @@ def make_sampler(name: str, space: Space, study_seed: int, trial: int) -> optuna
                 return Told(optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False), joint)
             case _:
                 return optuna.samplers.RandomSampler(seed=seed)
+
+
+def suggested(asked: optuna.Trial, space: Space, varied: Mapping[str, BaseDistribution]) -> dict[str, Value]:
+    """What a study's sampler proposes for a trial just asked for; `varied` are the space's `distributions`."""
+    params: dict[str, Value] = {p.name: p.default for p in space if p.name not in varied}
+    for p in space:  # parents first
+        if p.name in varied and p.active(params):
+            params[p.name] = asked._suggest(p.name, varied[p.name])
+    return params
 
 
 def joint_space(sampler: str, space: Space) -> dict[str, BaseDistribution]:

@@ -19,7 +19,7 @@ from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
 from hpsearch.search.rungs import Rungs
-from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight
+from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight, suggested
 from hpsearch.search.store import Writer
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
@@ -275,11 +275,8 @@ class OptunaSearcher:
         """One configuration from the sampler, seeded by the trial's number."""
         number = self.memory.get_n_trials(self.study._study_id)
         self.study.sampler = make_sampler(self.spec.sampler, self.space, self.seed, number)
-        asked, params = self.study.ask(), dict(self.fixed)
-        for p in self.space:  # parents first
-            if p.name in self.varied and p.active(params):
-                params[p.name] = asked._suggest(p.name, self.varied[p.name])
-        return Trial(asked.number, params)
+        asked = self.study.ask()
+        return Trial(asked.number, suggested(asked, self.space, self.varied))
 
     def create(self, trial: Trial) -> None:
         """Put a planned trial into the working copy."""
