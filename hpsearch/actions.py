@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import stop_signals, study_lock
-from hpsearch.places import Place, read, show, ui_command
+from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
 from hpsearch.reporting import write_report
@@ -200,10 +200,7 @@ def list_studies(where: Place) -> list[StoredStudy]:
 def best(where: Place, name: str | None) -> tuple[StoredStudy, TrialRecord]:
     """A study and its winner; NotFound when no trial is complete."""
     stored = show(where, name)
-    record = winner_of(stored)
-    if record is None:
-        raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
-    return stored, record
+    return stored, winning(stored)
 
 
 # ---------------------------------------------------------------- looking before running

@@ -14,7 +14,7 @@ from hpsearch.comparison import Comparison, compare, run_of
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.places import Place
 from hpsearch.spec import check_study_name, comparable
-from hpsearch.types import OBJECTIVES, Say, Status, StoredStudy, say_nothing
+from hpsearch.types import OBJECTIVES, Say, Status, StoredStudy, finite_json, say_nothing
 from hpsearch.verdict import verdict
 
 if TYPE_CHECKING:
@@ -290,14 +290,5 @@ def as_json(c: Compared) -> dict[str, Any]:
         "seconds": c.seconds,
         "tracking_problem": c.tracking_problem,
     }
-    cleaned: dict[str, Any] = plain(values)
+    cleaned: dict[str, Any] = finite_json(values)
     return cleaned
-
-
-def plain(value: Any) -> Any:
-    """JSON knows neither infinity nor nan."""
-    if isinstance(value, Mapping):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

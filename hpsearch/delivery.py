@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import FixInput, FixSetup, NotFound
-from hpsearch.places import Place, show
+from hpsearch.places import Place, show, winning
 from hpsearch.proof import winner_of
 from hpsearch.proving import remember
 from hpsearch.types import Judged, Say, Status, StoredStudy, TrialRecord, say_nothing
@@ -53,9 +53,7 @@ def export(
 
 def chosen(stored: StoredStudy, number: int | None) -> TrialRecord:
     """The trial to export; NotFound when there is none, or it is not complete."""
-    best = winner_of(stored)
-    if best is None:
-        raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
+    best = winning(stored)
     if number is None:
         return best
     record = next((r for r in stored.records if r.number == number), None)

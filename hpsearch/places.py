@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, NotFound
-from hpsearch.types import StoredStudy
+from hpsearch.proof import winner_of
+from hpsearch.types import StoredStudy, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -38,6 +39,14 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
     if uri is not None and (file := sqlite_path(url)) is not None and uri == f"sqlite:///{file.resolve()}":
         raise FixSetup(f"storage and tracking name the same file {file}; Optuna and MLflow refuse to share one")
     return Place(folder, url, uri)
+
+
+def winning(stored: StoredStudy) -> TrialRecord:
+    """A study's winner; NotFound when no trial is complete."""
+    record = winner_of(stored)
+    if record is None:
+        raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
+    return record
 
 
 def ui_command(where: Place) -> str:

@@ -173,8 +173,7 @@ def opening_lines(opening: Opening) -> list[str]:
     lines = [f"{opening.study}: trial {opening.trial} on {judged.images:,} test images: loss {judged.loss:.4f} nats"]
     lines += [f"  {key:<18}{100 * value:5.1f} %" for key, value in judged.metrics.items()]
     if judged.forgetting is not None:
-        lost = judged.forgetting
-        lines.append(f"  On {lost.task} its accuracy went from {100 * lost.before:.1f} % to {100 * lost.after:.1f} %.")
+        lines.append(f"  {judged.forgetting.sentence}")
     if not opening.new:
         lines.append("These are the numbers of the first look; nothing was measured again.")
     elif opening.times > 1:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from hpsearch.places import Place, read, ui_command
 from hpsearch.proof import proven
 from hpsearch.resources import folder
 from hpsearch.startup import DATA_REPORT
-from hpsearch.types import DataReport, StoredStudy, TrialRecord
+from hpsearch.types import DataReport, StoredStudy, TrialRecord, finite_json
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -173,14 +171,3 @@ def report_json(study: StoredStudy, view: StudyView) -> dict[str, Any]:
     about = {"trial": trial_json(view)} if view.trial is not None else {}
     plain: dict[str, Any] = finite_json(shown | about)
     return plain
-
-
-def finite_json(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite_json(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [finite_json(inner) for inner in value]
-    return value

@@ -133,8 +133,7 @@ def tested(proof: Proof) -> list[str]:
         when = f"{datetime.fromtimestamp(first['at']):%Y-%m-%d %H:%M}, trial {first['trial']}"
         lines += [f"  (first {when}; who chooses by what is seen", "  there makes validation images of them)"]
     if judged.forgetting is not None:
-        lost = judged.forgetting
-        lines.append(f"  On {lost.task} its accuracy went from {100 * lost.before:.1f} % to {100 * lost.after:.1f} %.")
+        lines.append(f"  {judged.forgetting.sentence}")
     return lines
 
 

@@ -248,6 +248,17 @@ class StoredStudy:
         return next((r for r in self.records if r.number == 0), None)
 
 
+def finite_json(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite_json(inner) for inner in value]
+    return value
+
+
 # ---------------------------------------------------------------- what is wrong with the data
 
 
@@ -316,6 +327,11 @@ class Forgetting:
     def drop(self) -> float:
         """Accuracy lost, in [-1, 1]."""
         return self.before - self.after
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        return f"On {self.task} its accuracy went from {100 * self.before:.1f} % to {100 * self.after:.1f} %."
 
 
 @dataclass(frozen=True, slots=True)
