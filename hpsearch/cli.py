@@ -77,6 +77,15 @@ def stored(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")(command)
 
 
+def runs(command: F) -> F:
+    """Options of what trains: one value of the study changed, and where MLflow is."""
+    command = click.option("--no-tracking", is_flag=True, help="do without MLflow")(command)
+    command = click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")(command)
+    return click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")(
+        command
+    )
+
+
 def located(storage: str | None, tracking_uri: str | None = None, track: bool = True) -> Place:
     """Where things are, from the options and the working folder."""
     from hpsearch import places
@@ -102,9 +111,7 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--references/--no-references", default=None, help="also train from scratch, and the head alone: what each step buys")
 @click.option("--confirm", metavar="KxS", help="train the best K again on S fresh seeds, then open the test split")
 @click.option("--cv", metavar="KxF", help="the same on F folds instead of seeds")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
-@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
-@click.option("--no-tracking", is_flag=True, help="do without MLflow")
+@runs
 @stored
 @guarded
 def run(
@@ -168,9 +175,7 @@ def run(
 @click.option("--model", metavar="NAME", help="as `run` has it  [default: glyphnet]")
 @click.option("--weights", metavar="W", help="as `run` has it  [default: DEFAULT]")
 @click.option("--objective", metavar="NAME", help="as `run` has it  [default: val_loss]")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")
-@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
-@click.option("--no-tracking", is_flag=True, help="do without MLflow")
+@runs
 @stored
 @guarded
 def compare(

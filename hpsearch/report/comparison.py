@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from hpsearch.report.objective import Objective, objective
-from hpsearch.report.style import BEST, COLOURS, DEFAULT, escape, figure, nothing, panels, series, translucent, value_axis, whole_axis
+from hpsearch.report.style import (
+    BEST,
+    COLOURS,
+    DEFAULT,
+    Drawn,
+    escape,
+    figure,
+    nothing,
+    panels,
+    series,
+    translucent,
+    value_axis,
+    whole_axis,
+)
 from hpsearch.report.tables import finite, frame
 from hpsearch.report.words import several
 from hpsearch.types import Status
@@ -19,7 +32,6 @@ if TYPE_CHECKING:
 
     from hpsearch.comparison import Band, Comparison, Pair
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 QUARTILES = ("median", "first_quartile", "third_quartile")
 WORSE, NOISE, BETTER = COLOURS[Status.PRUNED], DEFAULT, BEST

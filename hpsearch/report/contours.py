@@ -12,14 +12,13 @@ import plotly.graph_objects as go
 from hpsearch.report import tables
 from hpsearch.report.objective import Objective, objective
 from hpsearch.report.slices import EDGE_TEXT, slice_axis
-from hpsearch.report.style import BEST, COLOURS, DEFAULT, DRAWN_FATES, escape, figure, marker, translucent
+from hpsearch.report.style import BEST, COLOURS, DEFAULT, DRAWN_FATES, Drawn, escape, figure, marker, translucent
 from hpsearch.report.words import FATES, several
 from hpsearch.types import Status, TrialRecord
 
 if TYPE_CHECKING:
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 LEAST_POINTS = 6  # trials below which there is nothing to see

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,6 +16,7 @@ from hpsearch.report.style import (
     COLOURS,
     DEFAULT,
     DRAWN_FATES,
+    Drawn,
     escape,
     figure,
     mark_best,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 SECONDARY = {"accuracy": (DEFAULT, "dash"), "f1": (COLOURS[Status.COMPLETE], "dot")}  # beside the objective
 MANY_POINTS = 3000  # lines alone from here on: a mark is a node of the page

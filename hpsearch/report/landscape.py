@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from hpsearch.report import tables
 from hpsearch.report.contours import contours
 from hpsearch.report.objective import objective
 from hpsearch.report.parallel import parallel
-from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, figure, translucent
+from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, Drawn, figure, translucent
 from hpsearch.report.survival import rungs
 from hpsearch.report.words import FATES, several
 from hpsearch.types import OBJECTIVES, Status, TrialRecord
@@ -21,7 +20,6 @@ from hpsearch.types import OBJECTIVES, Status, TrialRecord
 if TYPE_CHECKING:
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 BINS = 6  # of the learning rate
 LEAST = 8  # trials with a score below which a map says nothing

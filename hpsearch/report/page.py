@@ -25,8 +25,8 @@ from hpsearch.report.findings import Findings, data
 from hpsearch.report.landscape import LANDSCAPE
 from hpsearch.report.objective import objective
 from hpsearch.report.proof import PROOF, Gallery, Statements
-from hpsearch.report.proof_figures import PROVEN, Drawn
-from hpsearch.report.style import IN_THE_DARK, TEMPLATES
+from hpsearch.report.proof_figures import PROVEN
+from hpsearch.report.style import IN_THE_DARK, TEMPLATES, Drawn
 from hpsearch.report.tables import StudyView
 from hpsearch.report.trial import TRIAL, TRIAL_FIGURES, file_name, trial_of
 from hpsearch.report.trial_words import trial_cards, trial_chips, trial_verdict

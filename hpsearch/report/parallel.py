@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from hpsearch.report import tables
 from hpsearch.report.objective import Objective, objective
-from hpsearch.report.style import BEST, COLOURS, DEFAULT, UNITS, escape, figure
+from hpsearch.report.style import BEST, COLOURS, DEFAULT, UNITS, Drawn, escape, figure
 from hpsearch.report.words import FATES, several
 from hpsearch.types import Status, TrialRecord
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 LEAST = 4  # trials with a score below which lines say nothing
 MOST_AXES = 9  # hyperparameters; those of the least importance are left out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from hpsearch.proof import LABELS, Proof, Row, scores
 from hpsearch.report.confusion import confusion
 from hpsearch.report.objective import Objective, objective
-from hpsearch.report.style import BEST, COLOURS, DEFAULT, VIOLET, Series, escape, figure, log_axis, panels, score_axis, translucent
+from hpsearch.report.style import BEST, COLOURS, DEFAULT, VIOLET, Drawn, Series, escape, figure, log_axis, panels, score_axis, translucent
 from hpsearch.report.tables import finite, frame
 from hpsearch.report.words import bounds, several
 from hpsearch.types import Status, TrialRecord
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from hpsearch.report.tables import StudyView
     from hpsearch.statistics import Estimate
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 LOOKS = {  # the same in every figure
     "majority": Series(DEFAULT, "solid", "hexagon"),

@@ -6,8 +6,9 @@ import html
 import math
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from hpsearch.report.tables import finite
@@ -16,9 +17,10 @@ from hpsearch.types import Status, TrialRecord
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import pandas as pd
-
     from hpsearch.report.objective import Objective
+
+Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
+"""A figure, and the table behind it."""
 
 # Told apart with any colour vision (after Okabe and Ito, 2008), at 3:1 or more against the paper; marks differ in shape too.
 COLOURS: Mapping[Status, str] = {

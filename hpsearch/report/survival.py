@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from hpsearch.report import tables
-from hpsearch.report.style import COLOURS, figure, translucent
+from hpsearch.report.style import COLOURS, Drawn, figure, translucent
 from hpsearch.report.words import several
 from hpsearch.spec import PrunerSpec, rung_levels
 from hpsearch.types import Status, TrialRecord
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 STEP = 10  # percent of the planned epochs
 STARTED = (Status.COMPLETE, Status.PRUNED, Status.FAILED, Status.PAUSED)

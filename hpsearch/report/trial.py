@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,6 +22,7 @@ from hpsearch.report.style import (
     DRAWN_FATES,
     SYMBOLS,
     VIOLET,
+    Drawn,
     figure,
     marker,
     nothing,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     from hpsearch.report.tables import StudyView
 
-Drawn: TypeAlias = tuple[go.Figure, pd.DataFrame]
 
 ORIGINS = {
     "default": "the default recipe",
