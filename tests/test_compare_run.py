@@ -2,16 +2,15 @@
 
 import json
 import re
-import signal
-import subprocess
 
 import pytest
 from mlflow import MlflowClient
 
 from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.store import opened
+from hpsearch.types import point_key
 from tests.test_docs import ROOT, blocks
-from tests.test_main_job import HPSEARCH, hpsearch
+from tests.test_main_job import hpsearch, interrupted
 
 SMALL = ["--trials", "6", "--repeats", "2", "--initial", "3", "--set", "space.epochs=2", "--set", "space.frozen_layers.low=5"]
 ASKED = ["compare", "--samplers", "random,tpe", *SMALL, "--workers", "1", "--name", "duel"]
@@ -25,7 +24,7 @@ def stored(folder):
 
 
 def point(record):
-    return tuple(sorted(record.params.items()))
+    return point_key(record.params)
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +103,7 @@ def test_the_same_command_again_trains_nothing_and_names_compare_what_is_there(d
 
 
 def test_an_interrupted_comparison_goes_on_and_is_what_the_uninterrupted_one_is(done, tmp_path):
-    command = [HPSEARCH, *ASKED, "--no-tracking"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("[8/24]"):
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert process.wait(60) == 130, process.stderr.read()
-    process.stdout.close(), process.stderr.close()
+    interrupted(tmp_path, "[8/24]", *ASKED, "--no-tracking")
     assert sum(len(study.records) for study in stored(tmp_path).values()) < 24
     rest = hpsearch(tmp_path, *ASKED, "--no-tracking")
     assert rest.returncode == 0, rest.stderr

@@ -27,6 +27,18 @@ def hpsearch(folder, *arguments, **options):
     return subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **options)
 
 
+def interrupted(folder, start, *arguments):
+    """Run the command until it prints a line that begins with `start`, and interrupt it then: it stops neatly."""
+    process = subprocess.Popen([HPSEARCH, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith(start):
+            process.send_signal(signal.SIGINT)
+            break
+    process.stdout.read()
+    assert process.wait(60) == 130, process.stderr.read()
+    process.stdout.close(), process.stderr.close()
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A folder in which a small study of the embedded default has run, and what it printed."""

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,7 @@ from hpsearch.search.catalog import read_study
 from hpsearch.search.records import OPENINGS
 from hpsearch.search.store import opened
 from tests.test_docs import ROOT, blocks
-from tests.test_main_job import HPSEARCH, hpsearch
+from tests.test_main_job import hpsearch, interrupted
 
 QUICK = ["--trials", "6", "--workers", "1", "--set", "space.epochs=3", "--set", "space.frozen_layers.low=4", "--seed", "2"]
 PAGE = [line.split(" #")[0].split() for line in "\n".join(blocks(ROOT / "docs" / "proof.md", "sh")).splitlines() if line]
@@ -193,14 +191,7 @@ def test_a_study_that_was_not_confirmed_is_tested_when_asked_and_a_second_time_i
 
 
 def test_an_interrupted_proof_goes_on_and_is_what_the_uninterrupted_one_is(done, tmp_path):
-    process = subprocess.Popen([HPSEARCH, *ASKED, "--no-tracking"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("[2/4] confirm-"):
-            process.send_signal(signal.SIGINT)
-            break
-    process.stdout.read()
-    assert process.wait(60) == 130, process.stderr.read()
-    process.stdout.close(), process.stderr.close()
+    interrupted(tmp_path, "[2/4] confirm-", *ASKED, "--no-tracking")
     half = stored(tmp_path)
     assert 2 <= len(half.runs) < 4
     assert half.openings == ()
