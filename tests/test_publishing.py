@@ -167,7 +167,7 @@ def test_the_registered_model_loads_in_a_fresh_process_elsewhere_with_its_prepro
     file = tmp_path / "digit.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)).save(file)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    command = [sys.executable, "-I", "-c", LOADED, uri(study), str(file)]
+    command = [sys.executable, "-IB", "-c", LOADED, uri(study), str(file)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -80,6 +80,8 @@ class MlflowTracker:
         while self.problem is None:
             try:
                 self.problem = self.answers.get(timeout=0.5)
+                self.events.close()
+                self.events.join_thread()  # else that thread may be the last to hold the queue's semaphores, and be cut off releasing them
             except queue.Empty:
                 now = time.monotonic()
                 if self.beats.value != seen:
