@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.comparison import Comparison, compare, run_of
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.places import Place
 from hpsearch.spec import check_study_name, comparable
-from hpsearch.types import OBJECTIVES, Say, Status, StoredStudy, finite_json, say_nothing
+from hpsearch.types import OBJECTIVES, ComparisonEnded, Say, Status, StoredStudy, finite_json, say_nothing
 from hpsearch.verdict import verdict
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Compared:
     studies: tuple[str, ...]
     page: str
     values: str  # file
+    at: float  # when the last trial ended, seconds since the epoch (UTC)
     seconds: float | None = None  # of this session
     tracking_problem: str | None = None
     ui_command: str | None = None
@@ -106,7 +108,6 @@ def conclude(
     names: Sequence[str],
     where: Place,
     seconds: float | None = None,
-    problem: str | None = None,
     ui: str | None = None,
     whole: bool = False,
     anyway: bool = False,
@@ -146,15 +147,29 @@ def conclude(
         studies=tuple(s.name for s in studies),
         page=str(folder / PAGE),
         values=str(folder / VALUES),
+        at=max((record.ended or 0.0 for s in studies for record in s.records), default=0.0),
         seconds=seconds,
-        tracking_problem=problem,
         ui_command=ui,
     )
     from hpsearch.report.page import write_comparison_page
 
     write_comparison_page(view(result, studies[0]), folder / PAGE)
-    (folder / VALUES).write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+    write_values(result)
     return result
+
+
+def write_values(result: Compared) -> None:
+    """The comparison as JSON, beside its page."""
+    Path(result.values).write_text(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+
+
+def told(result: Compared) -> ComparisonEnded:
+    """What MLflow is told."""
+    found, sign = result.comparison, OBJECTIVES[result.comparison.objective]
+    scores = {"repeats": float(found.n)}
+    for s in found.standings:
+        scores |= {f"mean_rank.{s.sampler}": s.rank, f"final_{found.objective}.{s.sampler}": sign * s.final.mean}
+    return ComparisonEnded(result.name, result.verdict, scores, result.at, (result.page, result.values))
 
 
 def view(result: Compared, study: StoredStudy) -> ComparisonView:

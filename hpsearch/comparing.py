@@ -9,12 +9,12 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
 from hpsearch.actions import behind, ending
-from hpsearch.compared import Compared, conclude
+from hpsearch.compared import Compared, conclude, told, write_values
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.machine import stop_signals, study_lock
@@ -117,19 +117,25 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                     mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
                     reason = course.run([*([mlflow] if mlflow else []), *listeners])
                 names = [spec.study_name() for spec in course.specs]
+            if reason == "interrupted":
+                if mlflow is not None:
+                    mlflow.close()
+                text = "stopped; nothing that was told is lost. The same command goes on with the comparison"
+                raise Interrupted(text, stopped_by() or signal.SIGINT)
+            say("Writing the page", 0, 0)
+            result = conclude(asked.name, names, where, time.monotonic() - begun, ui_command(where) if where.tracking else None)
             if mlflow is not None:
                 say("Completing the MLflow mirror", 0, 0)
+                mlflow.record(told(result))
                 mlflow.close()
+                if mlflow.problem:
+                    result = replace(result, tracking_problem=behind(mlflow, asked.name))
+                    write_values(result)
         except BaseException:
             if mlflow is not None:
                 mlflow.abandon()
             raise
-    if reason == "interrupted":
-        text = "stopped; nothing that was told is lost. The same command goes on with the comparison"
-        raise Interrupted(text, stopped_by() or signal.SIGINT)
-    problem = behind(mlflow, asked.name) if mlflow and mlflow.problem else None
-    say("Writing the page", 0, 0)
-    return conclude(asked.name, names, where, time.monotonic() - begun, problem, ui_command(where) if where.tracking else None)
+    return result
 
 
 class Course:

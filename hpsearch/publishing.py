@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch import tracking
 from hpsearch.actions import ending
-from hpsearch.compared import members
+from hpsearch.compared import conclude, members, told
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.machine import study_lock
 from hpsearch.places import Place, read, show
@@ -48,9 +48,12 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
         mirror = tracking.MlflowTracker(where.tracking, folder)
         try:
             for stored in studies:
-                told = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
-                mirror.record(StudyStarted(*told, experiment=experiment_of(stored)))
+                known = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
+                mirror.record(StudyStarted(*known, experiment=experiment_of(stored)))
                 mirror.record(ending(stored, where, reason_of(stored)))
+            if name not in {stored.name for stored in studies}:
+                with suppress(FixInput):  # too little of the comparison is there
+                    mirror.record(told(conclude(title, [stored.name for stored in studies], where, whole=True)))
             mirror.close(patience=None)
         except BaseException:
             mirror.abandon()

@@ -410,6 +410,17 @@ class ComparisonStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparisonEnded:
+    """What a comparison came to."""
+
+    name: str
+    verdict: Sequence[str]  # sentences
+    scores: Mapping[str, float]  # by name: what its run in MLflow has as metrics
+    at: float  # when its last trial ended, seconds since the epoch (UTC)
+    artifacts: Sequence[str]  # its page and its values
+
+
+@dataclass(frozen=True, slots=True)
 class StageStarted:
     """Runs beside the search begin."""
 
@@ -470,5 +481,14 @@ class StudyEnded:
 
 
 Event: TypeAlias = (
-    ComparisonStarted | StudyStarted | StageStarted | WorkerReady | TrialStarted | EpochDone | TrialPaused | TrialEnded | StudyEnded
+    ComparisonStarted
+    | ComparisonEnded
+    | StudyStarted
+    | StageStarted
+    | WorkerReady
+    | TrialStarted
+    | EpochDone
+    | TrialPaused
+    | TrialEnded
+    | StudyEnded
 )

@@ -81,6 +81,13 @@ def test_mlflow_has_one_experiment_with_a_parent_for_each_study(done):
     experiment = client.get_experiment_by_name("duel")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = [run for run in runs if run.data.tags["hpsearch.kind"] == "study"]
+    (whole,) = [run for run in runs if run.data.tags["hpsearch.kind"] == "comparison"]
+    assert {file.path for file in client.list_artifacts(whole.info.run_id)} == {"comparison.html", "comparison.json"}
+    assert "cannot reach p < 0.05" in whole.data.tags["mlflow.note.content"]
+    values = json.loads((done[0] / "hpsearch-runs" / "duel" / "comparison.json").read_text())
+    for row in values["samplers"]:
+        assert whole.data.metrics[f"final_val_loss.{row['sampler']}"] == pytest.approx(row["final"]["mean"])
+        assert whole.data.metrics[f"mean_rank.{row['sampler']}"] == row["mean_rank"]
     assert sorted(run.info.run_name for run in parents) == STUDIES
     for parent in parents:
         children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -116,24 +123,17 @@ def test_an_interrupted_comparison_goes_on_and_is_what_the_uninterrupted_one_is(
 
 def test_another_objective_is_not_mixed_in_unless_one_says_so(done):
     folder, _ = done
-    other = [
-        "run",
-        *SMALL[:2],
-        *SMALL[6:],
-        "--sampler",
-        "random",
-        "--objective",
-        "accuracy",
-        "--name",
-        "odd",
-        "--no-tracking",
-        "--workers",
-        "1",
-    ]
-    assert hpsearch(folder, *other).returncode == 0
-    refused = hpsearch(folder, "compare", "odd", "duel-tpe-r1")
+    plain = ["run", *SMALL[:2], *SMALL[6:], "--no-tracking", "--workers", "1"]
+    assert hpsearch(folder, *plain, "--sampler", "random", "--objective", "accuracy", "--name", "odd").returncode == 0
+    assert hpsearch(folder, *plain, "--sampler", "tpe", "--name", "even").returncode == 0
+    refused = hpsearch(folder, "compare", "odd", "even")
     assert refused.returncode == 2
     assert "objective" in refused.stderr
+    anyway = hpsearch(folder, "compare", "odd", "even", "--anyway", "--json")
+    assert anyway.returncode == 0, anyway.stderr
+    found = json.loads(anyway.stdout)
+    assert "no comparison of samplers alone: objective: accuracy -> val_loss" in " ".join(found["notes"])
+    assert "no comparison of samplers alone" in (folder / "hpsearch-runs" / found["comparison"] / "comparison.html").read_text()
 
 
 def test_a_budget_of_seconds_ends_studies(tmp_path):

@@ -89,9 +89,9 @@ def test_a_study_with_reuse_is_the_study_without(tmp_path, empty, samplers, prun
     for sampler in samplers:
         assert [timeless(r) for r in reused[sampler]] == [timeless(r) for r in plain[sampler]]
     assert not any(r.reused for r in reused[samplers[0]] if r.number < 3)
-    if pruner != "hyperband":  # which draws a trial's bracket from the study's name
-        common = [r for r in reused[samplers[1]][:3] if r.status is Status.COMPLETE]
-        assert all(r.reused == f"c-{samplers[0]}-r1, trial {r.number}" for r in common)
+    common = [r for r in reused[samplers[1]][:3] if r.status is Status.COMPLETE]
+    assert all(r.reused == f"c-{samplers[0]}-r1, trial {r.number}" for r in common)
+    assert [r.status for r in reused[samplers[0]][:3]] == [r.status for r in reused[samplers[1]][:3]], "Hyperband deals alike brackets"
 
 
 def test_rungs_pause_and_promote_replayed_trials_alike(tmp_path, empty):

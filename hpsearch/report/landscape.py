@@ -121,6 +121,7 @@ class Spent(NamedTuple):
     trials: int
     epochs: int
     seconds: float
+    steps_seconds: float | None  # of these in training steps, where measured; the rest: validation, frozen features, waiting for others
     images_per_second: float | None  # mean over epochs, where measured
 
 
@@ -134,7 +135,9 @@ def time_spent(view: StudyView) -> Drawn | None:
     epochs = {level: sum(row.epochs for row in rows if row.frozen_layers == level) for level in levels}
     n = sum(row.trials for row in rows)
     speeds = {level: speed(rows, level) for level in levels}
+    shares = {level: in_steps(rows, level) for level in levels}
     rated = ", training images a second" if any(speeds.values()) else ""
+    rated = (", share of it in training steps" if any(share is not None for share in shares.values()) else "") + rated
     drawn = figure(
         "Where the time went",
         f"n = {several(n, 'trial')}: {by_fate(rows)}; beside each bar: seconds an epoch{rated}",
@@ -153,14 +156,16 @@ def time_spent(view: StudyView) -> Drawn | None:
                 hovertemplate=f"%{{customdata}} {FATES[status]}: %{{x:.1f}} s<extra></extra>",
             )
     for i, level in enumerate(levels):
-        text = f"{total[level] / max(1, epochs[level]):.2g} s" + (f", {rounded(rate)}/s" if (rate := speeds[level]) else "")
+        text = f"{total[level] / max(1, epochs[level]):.2g} s"
+        text += f", {100 * share:.0f} %" if (share := shares[level]) is not None else ""
+        text += f", {rounded(rate)}/s" if (rate := speeds[level]) else ""
         drawn.add_annotation(x=total[level], y=i, text=text, showarrow=False, xanchor="left", xshift=6)
     ticks = {"tickmode": "array", "tickvals": list(range(len(levels))), "ticktext": [str(level) for level in levels]}
     drawn.update_layout(
         barmode="stack",
         bargap=0.3,
-        xaxis={"title": {"text": "training time (s)"}, "range": [0, (1.3 if rated else 1.2) * max(1e-9, *total.values())]},
-        meta={"narrow": {"xaxis.range": [0, (1.7 if rated else 1.35) * max(1e-9, *total.values())]}},
+        xaxis={"title": {"text": "training time (s)"}, "range": [0, (1.4 if rated else 1.2) * max(1e-9, *total.values())]},
+        meta={"narrow": {"xaxis.range": [0, (2.0 if rated else 1.35) * max(1e-9, *total.values())]}},
         yaxis={"title": {"text": "frozen layers"}, **ticks},
     )
     return drawn, pd.DataFrame(rows, columns=Spent._fields)
@@ -182,6 +187,13 @@ def speed(rows: list[Spent], level: int) -> float | None:
     return math.fsum(rate * n for rate, n in known) / sum(n for _, n in known) if known else None
 
 
+def in_steps(rows: list[Spent], level: int) -> float | None:
+    """The share of the time at one number of frozen layers that went into training steps; None where it was not measured."""
+    known = [(row.steps_seconds, row.seconds) for row in rows if row.frozen_layers == level and row.steps_seconds is not None]
+    whole = math.fsum(seconds for _, seconds in known)
+    return math.fsum(steps for steps, _ in known) / whole if whole else None
+
+
 def rounded(value: float) -> str:
     """A rate with two digits: 850, 12k."""
     return f"{value / 1000:.2g}k" if 1000 <= value < 1e5 else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
@@ -190,6 +202,7 @@ def rounded(value: float) -> str:
 def spent(view: StudyView) -> list[Spent]:
     """One row a number of frozen layers and fate."""
     groups: dict[tuple[int, Status], list[TrialRecord]] = {}
+    images = view.facts.get("train_images", 0)
     for record in tables.ordered(view):
         level, known = depth(record), tables.finite(record.seconds) is not None
         if record.status in DRAWN_FATES and record.curve and level is not None and known:
@@ -198,8 +211,10 @@ def spent(view: StudyView) -> list[Spent]:
     for (level, status), records in sorted(groups.items()):
         rates = [rate for r in records for row in r.curve if (rate := tables.finite(row.get("images_per_second"))) is not None]
         rate = math.fsum(rates) / len(rates) if rates else None
-        seconds = math.fsum(r.seconds for r in records)
-        found.append(Spent(level, str(status), len(records), sum(len(r.curve) for r in records), seconds, rate))
+        seconds, epochs = math.fsum(r.seconds for r in records), sum(len(r.curve) for r in records)
+        measured = bool(images) and len(rates) == epochs and all(rates)
+        steps = min(seconds, math.fsum(images / each for each in rates)) if measured else None
+        found.append(Spent(level, str(status), len(records), epochs, seconds, steps, rate))
     return found
 
 

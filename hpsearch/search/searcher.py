@@ -54,9 +54,9 @@ class OptunaSearcher:
         self.memory = InMemoryStorage()
         self.sign = OBJECTIVES[spec.objective]
         direction = direction_of(spec.objective)
-        self.study = optuna.create_study(
-            storage=self.memory, study_name=spec.study_name(), pruner=make_pruner(spec.pruner), direction=direction
-        )
+        # Hyperband deals its brackets by this name, so that trials of one repeat of a comparison meet the same bracket.
+        name = f"seed {self.seed}"
+        self.study = optuna.create_study(storage=self.memory, study_name=name, pruner=make_pruner(spec.pruner), direction=direction)
         self.ids: dict[int, int] = {}  # trial number -> id in the storage; the writer's thread adds to it
         self.curves: dict[int, list[dict[str, float]]] = {}
         self.best: dict[int, float] = {}  # best validation loss so far of live trials

@@ -20,6 +20,7 @@ from hpsearch.diagnosis import diagnose
 from hpsearch.tracking import labels
 from hpsearch.types import (
     OBJECTIVES,
+    ComparisonEnded,
     EpochDone,
     Event,
     Status,
@@ -88,6 +89,8 @@ class Mirror:
                 self.log(self.parent, self.note_end(record))
             case StudyEnded():
                 self.end(event)
+            case ComparisonEnded():
+                self.compare(event)
         self.beat()
 
     def waiting(self) -> int:
@@ -238,20 +241,36 @@ class Mirror:
         reason = event.reason or self.tags.get("hpsearch.ended", "budget")
         self.client.set_tag(self.parent, "hpsearch.ended", reason)
         self.client.set_terminated(self.parent, "KILLED" if reason == "interrupted" else "FINISHED", at)
-        self.upload(event.artifacts)
+        self.upload(self.parent, self.tags, event.artifacts)
 
-    def upload(self, paths: Sequence[str]) -> None:
-        """The study's files as artifacts, unless MLflow has them as they are."""
-        before: dict[str, str] = json.loads(self.tags.get("hpsearch.files", "{}"))
+    def compare(self, event: ComparisonEnded) -> None:
+        """A run of its own for what the experiment's studies came to, beside their parent runs."""
+        from mlflow.entities import Metric
+
+        found = self.search(f"tags.`hpsearch.kind` = 'comparison' AND tags.`hpsearch.comparison` = '{event.name}'")
+        at = stamp(event.at)
+        if found:
+            run, tags = found[0].info.run_id, found[0].data.tags
+        else:
+            tags = {"hpsearch.kind": "comparison", "hpsearch.comparison": event.name, **labels.source_tags()}
+            run = self.client.create_run(self.experiment, start_time=at, tags=tags, run_name=f"{event.name}: comparison").info.run_id
+        note = "\n\n".join([f"**{event.name}**: samplers compared.", *event.verdict, "The page is `comparison.html` among the artifacts."])
+        self.log(run, [Metric(key, finite(value), at, 0) for key, value in event.scores.items()], {"mlflow.note.content": note})
+        self.client.set_terminated(run, "FINISHED", at)
+        self.upload(run, tags, event.artifacts)
+
+    def upload(self, run: str, tags: Mapping[str, str], paths: Sequence[str]) -> None:
+        """Files as a run's artifacts, unless MLflow has them as they are."""
+        before: dict[str, str] = json.loads(tags.get("hpsearch.files", "{}"))
         after = {}
         for path in map(Path, paths):
             with suppress(FileNotFoundError):
                 with path.open("rb") as file:
                     after[path.name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
                 if before.get(path.name) != after[path.name]:
-                    self.client.log_artifact(self.parent, str(path))
+                    self.client.log_artifact(run, str(path))
                     self.beat()
-        self.client.set_tag(self.parent, "hpsearch.files", json.dumps(after))
+        self.client.set_tag(run, "hpsearch.files", json.dumps(after))
 
     def watch_machine(self) -> None:
         """Have MLflow log what the machine does, if its environment variable says so."""

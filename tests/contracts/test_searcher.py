@@ -316,7 +316,7 @@ def test_median_pruning_stops_what_is_worse_at_equal_progress_and_not_what_is_be
 def test_pruning_goes_by_the_loss_in_either_direction(folder, pruner):
     """A study of accuracy stops the same trials at the same epochs as one of the loss: both are pruned on the loss."""
     fates = []
-    for place, objective in ((folder, "val_loss"), (folder / "whole", "accuracy")):  # Hyperband's brackets depend on the name
+    for place, objective in ((folder, "val_loss"), (folder / "whole", "accuracy")):
         s = searcher(place, study("random", pruner, {**SMALL, "epochs": 10}, objective=objective))
         run(s, 25)
         fates.append([(r.status, len(r.curve)) for r in s.records()])

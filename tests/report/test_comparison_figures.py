@@ -17,9 +17,10 @@ from test_figures import contrast
 
 from hpsearch.comparison import Comparison, Run, compare
 from hpsearch.report.comparison import COMPARISON_FIGURES, steps
-from hpsearch.report.page import Header, render
+from hpsearch.report.page import write_comparison_page
 from hpsearch.report.style import IN_THE_DARK, INKS, SERIES, series, translucent
 from hpsearch.report.versus import ComparisonView
+from hpsearch.verdict import verdict
 
 NAMES = ("gp", "tpe", "cmaes", "random", "quasi-random", "grid")
 SHOTS = Path(__file__).parents[1] / "screenshots"
@@ -236,18 +237,29 @@ frame.addEventListener("load", () => setTimeout(() => {{
     ("n", "samplers", "objective", "width", "dark"),
     [(10, 4, "val_loss", 1280, False), (20, 6, "accuracy", 390, True), (1, 2, "val_loss", 390, False), (20, 6, "val_loss", 1280, True)],
 )
-def test_the_figures_in_a_browser(n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path) -> None:
-    spec = {"title": "Samplers", "sections": [{"heading": "Samplers", "show": list(COMPARISON_FIGURES)}]}
-    page, probe, height = tmp_path / "page.html", tmp_path / "probe.html", 4200
-    shown = ComparisonView("samplers", {"objective": objective}, comparison(n, samplers, objective), (), (), (), {}, (), "")
-    head = Header("samplers", "", "", (), ())
-    page.write_text(render(shown, spec, head), encoding="utf-8")
+def test_the_page_in_a_browser(n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path) -> None:
+    found = comparison(n, samplers, objective)
+    names = [standing.sampler for standing in found.standings]
+    counts = {"studies": n, "trials": 40 * n, "trained": 30 * n, "reused": 10 * n, "pruned": 8 * n, "failed": 0, "seconds": 160.0 * n}
+    shown = ComparisonView(
+        name="samplers",
+        spec={"objective": objective, "data": "digits", "model": "glyphnet"},
+        comparison=found,
+        notes=("Not finished, and compared as they are: samplers-tpe-r3 (12 trials).",) if n == 1 else (),
+        verdict=verdict(found),
+        tallies=[{"sampler": name, **counts, "saved": 40.0 * n} for name in names],
+        policy=dict.fromkeys(names, "Pruned trials count with the value that they had come to."),
+        studies=tuple(f"samplers-{name}-r{repeat}" for name in names for repeat in range(1, n + 1)),
+        generated="2026-11-25 12:00 UTC",
+    )
+    page, probe, height = tmp_path / "page.html", tmp_path / "probe.html", 7000
+    write_comparison_page(shown, page)
     probe.write_text(PROBE.format(page=page.as_uri(), width=width, height=height), encoding="utf-8")
     text, console = chromium(tmp_path, probe, (width, height), "--dump-dom", dark=dark)
     assert console == []
-    found = re.search(r'<pre id="seen">(.*?)</pre>', text, re.DOTALL)
-    assert found is not None
-    seen = json.loads(html.unescape(found[1]))
+    match = re.search(r'<pre id="seen">(.*?)</pre>', text, re.DOTALL)
+    assert match is not None
+    seen = json.loads(html.unescape(match[1]))
     assert set(seen["plots"]) == {f"plot-{name}" for name in COMPARISON_FIGURES}
     assert seen["wide"] <= width
     for name, plot in seen["plots"].items():

@@ -61,12 +61,14 @@ def test_time_adds_up_by_depth_and_fate() -> None:
 def test_beside_each_bar_stand_seconds_an_epoch_and_images_a_second() -> None:
     trials = record(0, losses=(0.9, 0.8), seconds=4.0), record(1, losses=(0.9,), seconds=2.0, params={"frozen_layers": 6})
     rated = [replace(r, curve=tuple(row | {"images_per_second": 12_345.0} for row in r.curve)) for r in trials]
-    for study, text, images in ((view(*trials), "2 s", False), (view(*rated), "2 s, 12k/s", True)):
+    counted = replace(view(*rated), facts={"train_images": 12_345})  # each epoch: 1 s of steps, 1 s of the rest
+    for study, text, images in ((view(*trials), "2 s", False), (view(*rated), "2 s, 12k/s", True), (counted, "2 s, 50 %, 12k/s", True)):
         drawn = time_spent(study)
         assert drawn is not None
         assert [note.text for note in drawn[0].layout.annotations] == [text, text]
         assert ("training images a second" in drawn[0].layout.title.subtitle.text) == images
         assert drawn[1]["images_per_second"].notna().all() == images
+        assert sorted(drawn[1]["steps_seconds"].dropna()) == ([1.0, 2.0] if study is counted else [])
 
 
 @pytest.mark.parametrize("study", [view(), view(record(0)), view(failed(0), failed(1))])
