@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, Interrupted, NotFound
-from hpsearch.machine import stop_signals, study_lock
+from hpsearch.machine import outlive, stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
-from hpsearch.protocols import Tracker
+from hpsearch.protocols import GRACE, Tracker
 from hpsearch.reporting import write_report
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
 from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, TrialRecord, best_record, say_nothing
@@ -93,7 +93,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
-                with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say))) as searcher:
+                outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))
+                with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
                     stored = read_study(storage, name)
                     proving = spec.references or spec.repeats is not None  # what an earlier session asked for is not repeated unasked
                     if prepared is None and (searcher.remaining(spec.trials) or (proving and due(stored))):
@@ -112,7 +113,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
                 if proving and executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):
-                    prover = Prover(storage, name, executor, trackers, loop.facts, stopped_by, say)
+                    prover = Prover(storage, name, executor, trackers, loop.facts, stopped_by, say, folder)
                     reason = prover.prove(executor.ref.config) or reason
             summary = finish(spec, where, reason, trackers, say, begun)
         except BaseException:

@@ -17,10 +17,10 @@ from hpsearch.actions import behind, ending
 from hpsearch.compared import Compared, conclude, told, write_values
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
-from hpsearch.machine import stop_signals, study_lock
+from hpsearch.machine import outlive, stop_signals, study_lock
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
-from hpsearch.protocols import Tracker
+from hpsearch.protocols import GRACE, Tracker
 from hpsearch.spec import StudySpec, check_study_name, comparable
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
 from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
@@ -111,6 +111,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                 stack.enter_context(closing(executor))
                 storage = open_storage(where.storage, create=True)
                 stack.callback(storage.engine.dispose)
+                outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))
                 course = Course(asked, where, storage, executor, stopped_by, say)
                 reason = ""
                 if course.begin(listeners):
@@ -251,7 +252,7 @@ class Course:
         with study_lock(lock_folders(folder, self.where.storage, name), name):
             shutil.copyfile(self.folder / DATA_REPORT, folder / DATA_REPORT)
             begin = initial(spec, self.asked.initial)
-            with closing(OptunaSearcher(spec, self.storage, begin, self.asked.seconds)) as searcher:
+            with closing(OptunaSearcher(spec, self.storage, begin, self.asked.seconds, folder)) as searcher:
                 reusing = Reusing(self.executor, self.memo, str(folder), spec.pruner.name == "halving")
                 loop = Orchestrator(
                     searcher,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +42,16 @@ def shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+listeners: list[Callable[[], None]] = []
+"""Who watches this process, if it is a worker."""
+
+
+def pulse() -> None:
+    """Say that long work gets on, or waits for a good reason."""
+    for hear in listeners:
+        hear()
 
 
 def usable_cores() -> int:
@@ -99,6 +113,89 @@ def study_lock(folders: list[Path], name: str) -> Iterator[None]:
     finally:
         for lock in held:
             lock.release()
+
+
+# ---------------------------------------------------------------- workers that outlive who started them
+
+
+@contextmanager
+def claim(path: Path | None, patience: float) -> Iterator[None]:
+    """Hold a lock file that says which process lives here; the system lets go of it however the process ends.
+
+    WaitOrStop when another one does not let go of it within `patience` seconds. None: there is no folder.
+    """
+    if path is None:
+        yield
+        return
+    with path.open("a+") as file:
+        if not lock(file.fileno(), patience):
+            raise WaitOrStop(f"{path.parent} is still worked on by process {owner(path) or 'unknown'}: end it, or wait for it")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def lock(descriptor: int, patience: float) -> bool:
+    """Lock an open file within `patience` seconds."""
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+
+
+def owner(path: Path) -> int | None:
+    """The process that wrote its number into a lock file."""
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def survivors(folder: Path) -> list[int]:
+    """Workers of an earlier session that still live, by process number (0: not known)."""
+    found = []
+    for path in sorted(folder.glob("worker-*.lock")):
+        with suppress(OSError), path.open("a+") as file:
+            if not lock(file.fileno(), 0.0):
+                found.append(owner(path) or 0)
+    return found
+
+
+def outlive(folder: Path, grace: float, say: Callable[[], None] = lambda: None) -> None:
+    """Wait for workers of a session that was killed, which finish their epoch within `grace` seconds; end those that do not."""
+    give_up = time.monotonic() + grace + 2.0
+    while left := survivors(folder):
+        say()
+        if time.monotonic() > give_up:
+            for pid in filter(None, left):
+                kill_group(pid)
+        time.sleep(0.05)
+
+
+def kill_group(pid: int) -> None:
+    """End the process group that a process leads, if it does: itself and all that it started."""
+    if pid > 0:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def end_with_parent(grace: float) -> None:
+    """Have this process and what it started killed `grace` seconds after its parent is gone, whatever it does then."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        time.sleep(grace)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
 
 
 @contextmanager

@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hpsearch.protocols import Executor, Message, Searcher, Tracker
+from hpsearch.faults import crash_point
+from hpsearch.protocols import GRACE, Executor, Message, Searcher, Tracker
 from hpsearch.types import (
     EpochDone,
     Event,
@@ -21,6 +23,7 @@ from hpsearch.types import (
     Status,
     StudyStarted,
     Trial,
+    TrialAgain,
     TrialEnded,
     TrialPaused,
     TrialRecord,
@@ -29,7 +32,7 @@ from hpsearch.types import (
     best_record,
 )
 
-GRACE = 8.0  # seconds that running trials get, after a request to stop, to reach the end of their epoch
+MOST_LOSSES = 3  # of a trial's worker; then the trial has failed
 
 
 class Orchestrator:
@@ -57,6 +60,7 @@ class Orchestrator:
         self.live: set[int] = set()  # jobs
         self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
         self.interrupted: set[int] = set()
+        self.trials: dict[int, Trial] = {}  # as handed out last
         self.exhausted = False
         self.facts, self.tidy = facts, tidy
         self.best = best_record(searcher.records())
@@ -92,7 +96,9 @@ class Orchestrator:
             reason = self.stop()
             late = self.timeout is not None and time.monotonic() - begun >= self.timeout
             if reason is not None:
-                asked_to_stop = asked_to_stop or time.monotonic()
+                if asked_to_stop is None:
+                    asked_to_stop = time.monotonic()
+                    self.executor.keep()
                 if not self.live or time.monotonic() - asked_to_stop > GRACE:
                     return reason
             elif late:
@@ -115,8 +121,11 @@ class Orchestrator:
         """Give every free worker a trial, then ask ahead while they train."""
         while self.executor.free() and (trial := self.next_trial()):
             job = Job(next(self.job_ids), (trial,))
+            self.trials[trial.number] = trial
             self.live.add(job.id)
+            crash_point("before-submit")
             self.executor.submit(job)
+            crash_point("after-submit")
             self.record(TrialStarted(trial, time.time()))
         while len(self.prepared) < self.ahead and (trial := self.ask()):
             self.prepared.append(trial)
@@ -154,24 +163,39 @@ class Orchestrator:
 
     def judge(self, progress: Progress, stopping: bool) -> bool:
         """Whether the trial stops here: the pruner says so, or the study is being stopped before its last epoch."""
-        stop = self.searcher.report(progress)
+        if progress.epoch <= self.searcher.epochs(progress.trial):
+            return progress.trial in self.interrupted
+        stop = self.searcher.report(progress) and not progress.again  # it went on from there
         if stopping and progress.epoch < progress.epochs:
             self.interrupted.add(progress.trial)
-        self.record(EpochDone(progress, stop, time.time()))
+        self.record(EpochDone(progress, stop, progress.at or time.time()))
         return stop or progress.trial in self.interrupted
 
     def end(self, outcome: Outcome) -> None:
         """Tell a trial's outcome, unless it was cut off; it may be over, or wait at a rung."""
         if outcome.trial in self.interrupted:
-            forget(outcome.state)
             return
+        losses = self.trials[outcome.trial].losses + outcome.lost
+        if outcome.lost and losses < MOST_LOSSES:
+            again = self.trials[outcome.trial] = self.searcher.retry(outcome.trial)
+            self.exhausted = False
+            self.record(TrialAgain(again, outcome.error or ""))
+            return
+        if losses > 1 and outcome.lost:
+            outcome = replace(outcome, error=f"{outcome.error}, for the {losses}. time")
+        crash_point("before-tell")
         record = self.searcher.tell(outcome)
-        forget(self.states.pop(record.number, None))
+        crash_point("after-tell")
+        before = self.states.pop(record.number, None)
         if record.status is Status.PAUSED and record.state is not None:
             self.states[record.number] = record.state
             self.record(TrialPaused(record))
         else:
             self.conclude(record)
+        if before != record.state:
+            forget(before)
+        if record.status is not Status.PAUSED:
+            forget(record.state)
         self.settle(over=False)
 
     def settle(self, over: bool) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias
 from hpsearch.errors import HpsearchError
 from hpsearch.types import Event, Facts, Job, Outcome, Progress, Trial, TrialRecord
 
+GRACE = 8.0  # seconds that running trials get, once they are to stop, to reach the end of their epoch
+
 Step: TypeAlias = tuple[Progress | Outcome, ...]
 Session: TypeAlias = Generator[Step, frozenset[int], None]
 """Runs a job. Yields what is new (progress of live trials, outcomes of ended ones), is sent the trials to stop.
@@ -28,6 +30,10 @@ class Kernel(Protocol):
 
         As many sessions as `Facts.slots` says may be open at once, each advanced in its turn.
         """
+        ...
+
+    def keep(self) -> None:
+        """From now on a trial that is stopped leaves the state from which it can go on, if it has a folder."""
         ...
 
     def worn(self) -> str:
@@ -73,6 +79,10 @@ class Executor(Protocol):
         """Let the job's session go on, without the trials in `stop`."""
         ...
 
+    def keep(self) -> None:
+        """Trials that are stopped from now on are to go on later."""
+        ...
+
     def close(self) -> None:
         """End all workers, at once."""
         ...
@@ -101,11 +111,19 @@ class Searcher(Protocol):
         ...
 
     def report(self, progress: Progress) -> bool:
-        """Take note of an epoch; True when the trial should stop."""
+        """Take note of an epoch, unless it was reported before; True when the trial should stop."""
+        ...
+
+    def epochs(self, number: int) -> int:
+        """How many epochs of a live trial were reported."""
         ...
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended, or that it waits at a rung."""
+        ...
+
+    def retry(self, number: int) -> Trial:
+        """Hand out a live trial again, as its next attempt: its worker was lost."""
         ...
 
     def promotable(self) -> int:

@@ -14,7 +14,7 @@ from hpsearch.errors import FixInput, FixSetup, Interrupted
 from hpsearch.orchestrator import Orchestrator, forget
 from hpsearch.proof import Proof, again, next_number, outstanding, proof_of, ranked, repeats, wanted, winner_of
 from hpsearch.protocols import Tracker
-from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialRecord, Verdict
+from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialEnded, TrialRecord, Verdict
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -37,8 +37,9 @@ class Prover:
         facts: Facts | None,
         stopped_by: Callable[[], int | None],
         say: Say,
+        folder: Path,
     ) -> None:
-        self.storage, self.name, self.executor, self.trackers = storage, name, executor, trackers
+        self.storage, self.name, self.executor, self.trackers, self.folder = storage, name, executor, trackers, folder
         self.facts, self.stopped_by, self.say = facts, stopped_by, say
 
     def study(self) -> StoredStudy:
@@ -82,7 +83,10 @@ class Prover:
         spec = self.study().spec
         objective, repeat = str(spec.get("objective", "val_loss")), int(spec.get("repeat", 0))
         trials = tuple(replace(trial, repeat=repeat) for trial in trials)
-        with closing(ListedRuns(self.storage, self.name, objective, trials)) as runs:
+        with closing(ListedRuns(self.storage, self.name, objective, trials, self.folder)) as runs:
+            for record in runs.taken:
+                for tracker in self.trackers:
+                    tracker.record(TrialEnded(record, None))
             loop = Orchestrator(
                 runs,
                 self.executor,

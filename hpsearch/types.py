@@ -79,7 +79,9 @@ class Trial:
     params: Params
     attempt: int = 1  # k+1 after an interruption
     origin: str = "sampled"  # "default", "initial", "warm", "portfolio", "grid"; "reference", "confirm" or "winner" beside the search
-    resume: str | None = None  # file with the state it goes on from
+    resume: str | None = None  # file with the state it goes on from, if it is still there and this trial's
+    study: str = ""  # uid of its study: what it leaves on the disk says whose it is
+    losses: int = 0  # how often its worker died, hung or lost its device
     setup: Setup | None = None  # of a run beside the search, whose number is negative
     repeat: int = 0  # of a comparison: it seeds head, order and augmentation in place of the trial's number
     folder: str | None = None  # for its files, in place of the kernel's
@@ -110,6 +112,8 @@ class Progress:
     metrics: Mapping[str, float]  # accuracy, balanced_accuracy, precision, recall, f1, top5 in [0, 1]; learning_rate
     seconds: float  # since the trial started
     images_per_second: float | None = None  # training images, over the epoch's training alone
+    at: float = field(default=0.0, compare=False)  # when it was reached, seconds since the epoch (UTC); 0: not known
+    again: bool = False  # told again by a trial that goes on from a later state, for whoever does not know it
 
     def row(self) -> dict[str, float]:
         """Flat, JSON-able form: what MLflow, the storage and the report keep of an epoch."""
@@ -121,6 +125,28 @@ class Progress:
             "seconds": self.seconds,
             **({} if self.images_per_second is None else {"images_per_second": self.images_per_second}),
         }
+
+
+ROW = ("epoch", "val_loss", "train_loss", "seconds", "images_per_second")  # of an epoch's row; the rest are its metrics
+
+
+def progress_of(number: int, row: Mapping[str, float], epochs: int) -> Progress:
+    """The reverse of `Progress.row`."""
+    return Progress(
+        trial=number,
+        epoch=int(row["epoch"]),
+        epochs=epochs,
+        val_loss=row["val_loss"],
+        train_loss=row["train_loss"],
+        metrics=metrics_of(row),
+        seconds=row["seconds"],
+        images_per_second=row.get("images_per_second"),
+    )
+
+
+def metrics_of(row: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of an epoch."""
+    return {name: value for name, value in row.items() if name not in ROW}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +165,7 @@ class Outcome:
     per_class: PerClass = field(default_factory=dict)  # at the kept epoch
     state: str | None = None  # file from which a stopped trial can go on exactly as if it had not been stopped
     reused: str = ""  # "STUDY, trial N": nothing was trained, these are the results of the same configuration there
+    lost: bool = False  # no fault of the trial's: its worker died, hung or lost its device
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +472,14 @@ class TrialStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialAgain:
+    """A trial was lost with its worker and will be handed out again; its epochs come again, from the last one that was kept."""
+
+    trial: Trial  # its next attempt
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EpochDone:
     """A trial reported an epoch; `stop` is the pruner's verdict."""
 
@@ -488,6 +523,7 @@ Event: TypeAlias = (
     | WorkerReady
     | TrialStarted
     | EpochDone
+    | TrialAgain
     | TrialPaused
     | TrialEnded
     | StudyEnded

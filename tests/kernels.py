@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import subprocess
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hpsearch.errors import FixInput
+from hpsearch.keeping import state_path
 from hpsearch.types import Facts, Outcome, Progress, Status
 
 PARAMS = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 4, "weight_decay": 1e-2, "dropout": 0.1, "frozen_layers": 0}
@@ -20,13 +22,22 @@ def loss_at(params, epoch):
 
 
 class CurveKernel:
-    """Tabulated learning curves, at once; `config` may hold `sleep` [s per epoch] and `fault` {trial number: what goes wrong}."""
+    """Tabulated learning curves, at once.
+
+    `config` may hold `sleep` [s per epoch], `faults` {trial number: what goes wrong in its first attempt, "always ..." in every one},
+    `folder` (a trial keeps its state there after every epoch), `states` (a folder; trials that are stopped can go on from there) and
+    `ledger` (a file; what was trained is written there, whatever becomes of it).
+    """
 
     def __init__(self, config):
         self.sleep = config.get("sleep", 0.0)
-        self.states = Path(config["states"]) if config.get("states") else None  # folder; trials that are stopped can go on
+        self.folder = config.get("folder")
+        self.states = Path(config["states"]) if config.get("states") else None
         self.faults = {int(k): v for k, v in config.get("faults", {}).items()}
         self.slots, self.wears = config.get("slots", 1), config.get("worn", "")
+        self.ledger = config.get("ledger")
+        self.keeping = False
+        self.child = config.get("child")
         if config.get("broken"):
             raise FixInput(config["broken"])
 
@@ -39,18 +50,40 @@ class CurveKernel:
     def worn(self):
         return self.wears
 
+    def keep(self):
+        self.keeping = True
+
+    def note(self, *words):
+        """Tell the outside truth, on the disk before anything else happens."""
+        if self.ledger:
+            with open(self.ledger, "a") as file:
+                file.write(json.dumps([*words, os.getpid(), time.time()]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
     def session(self, job):
         for trial in job.trials:
             yield from self.train(trial)
 
     def train(self, trial):
-        fault = self.faults.get(trial.number) if trial.attempt == 1 else None
-        best, begun, first = None, time.monotonic(), 1
+        fault = self.faults.get(trial.number)
+        if fault is not None:
+            fault = fault.removeprefix("always ") if fault.startswith("always ") or trial.attempt == 1 else None
+        best, begun, first, past = None, time.monotonic(), 1, []
         if trial.resume is not None:
             stored = json.loads(Path(trial.resume).read_text())
-            assert stored["trial"] == trial.number
-            best, first = Progress(**stored["best"]), stored["epoch"] + 1
+            if stored["key"] == [trial.study, trial.number, dict(trial.params)]:
+                best, first, past = Progress(**stored["best"]), stored["epoch"] + 1, [Progress(**p) for p in stored["curve"]]
+        if self.child:
+            self.child = None
+            self.note("child", subprocess.Popen(["sleep", "3600"]).pid)
+        self.note("start", trial.number, trial.attempt, first, dict(trial.params))
+        stop = frozenset()
+        for now in past:
+            stop |= yield (replace(now, again=now is not past[-1]),)
         for epoch in range(first, trial.params["epochs"] + 1):
+            if trial.number in stop:
+                break
             time.sleep(self.sleep)
             if fault == "raise":
                 raise RuntimeError("no such tensor")
@@ -58,25 +91,36 @@ class CurveKernel:
                 os._exit(7)
             if fault == "kill" and epoch == 2:
                 os.kill(os.getpid(), 9)
-            if fault == "hang":
+            if fault == "hang" and epoch == 2:
                 time.sleep(3600)
             if fault == "silent":
                 return
             loss = loss_at(trial.params, epoch)
-            now = Progress(
-                trial.number, epoch, trial.params["epochs"], loss, loss / 2, {"accuracy": 1 / (1 + loss)}, time.monotonic() - begun
-            )
+            metrics, seconds = {"accuracy": 1 / (1 + loss)}, time.monotonic() - begun
+            now = Progress(trial.number, epoch, trial.params["epochs"], loss, loss / 2, metrics, seconds, None, time.time())
             best = now if best is None or loss < best.val_loss else best
+            past.append(now)
+            self.note("epoch", trial.number, trial.attempt, epoch, loss)
+            if self.folder:
+                self.save(trial, state_path(trial.folder or self.folder, trial.name), best, past)
             stop = yield (now,)
-            if trial.number in stop:
-                break
         full = now.epoch == now.epochs and trial.number not in stop
         status = Status.COMPLETE if full else Status.PRUNED
         state = None
-        if not full and self.states is not None:
-            state = str(self.states / f"trial-{trial.number}-{now.epoch}.state")
-            Path(state).write_text(json.dumps({"trial": trial.number, "epoch": now.epoch, "best": asdict(best)}))
+        if not full and (self.states is not None or (self.keeping and self.folder)):
+            state = state_path(trial.folder or self.folder or self.states, trial.name)
+            self.save(trial, state, best, past)
+            state = str(state)
+        self.note("finish", trial.number, trial.attempt, status.value, best.val_loss)
         yield (Outcome(trial.number, status, best.val_loss, best.epoch, now.seconds, best.metrics, dict(trial.params), state=state),)
+
+    def save(self, trial, path, best, past):
+        """Keep a state, whole or not at all."""
+        key = [trial.study, trial.number, dict(trial.params)]
+        stored = {"key": key, "epoch": past[-1].epoch, "best": asdict(best), "curve": [asdict(p) for p in past]}
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(stored))
+        os.replace(aside, path)
 
 
 def curves(config):

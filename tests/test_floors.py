@@ -46,6 +46,8 @@ FLOORS = (
         "hpsearch.seeds",
         "hpsearch.resources",
         "hpsearch.machine",
+        "hpsearch.faults",
+        "hpsearch.keeping",
         "hpsearch.diagnosis",
         "hpsearch.statistics",
         "hpsearch.comparison",
@@ -73,11 +75,20 @@ LOWEST = {
     "hpsearch.verdict": ("hpsearch.types", "hpsearch.statistics", "hpsearch.comparison"),
     "hpsearch.resources": ("hpsearch.errors",),
     "hpsearch.machine": ("hpsearch.errors",),
+    "hpsearch.faults": (),
+    "hpsearch.keeping": ("hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
 }
 # Rooms that may use less than everything below them.
 ONLY = {
-    "hpsearch.executors": ("hpsearch.types", "hpsearch.protocols", "hpsearch.errors", "hpsearch.machine"),
-    "hpsearch.orchestrator": ("hpsearch.types", "hpsearch.protocols"),
+    "hpsearch.executors": (
+        "hpsearch.types",
+        "hpsearch.protocols",
+        "hpsearch.errors",
+        "hpsearch.machine",
+        "hpsearch.faults",
+        "hpsearch.keeping",
+    ),
+    "hpsearch.orchestrator": ("hpsearch.types", "hpsearch.protocols", "hpsearch.faults"),
 }
 BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli", "hpsearch.terminal"),

@@ -1,7 +1,9 @@
 """The loop over honest small parts: the real searcher and storage, an inline executor, tabulated curves."""
 
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from hpsearch.search.catalog import read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import parse_spec
-from hpsearch.types import EpochDone, Status, StudyStarted, TrialEnded, TrialPaused, TrialStarted, WorkerReady
+from hpsearch.types import EpochDone, Status, StudyStarted, TrialAgain, TrialEnded, TrialPaused, TrialStarted, WorkerReady
 
 
 class Memory:
@@ -52,7 +54,8 @@ def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, **va
     ref = KernelRef("tests.kernels:curves", config or {})
     executor = ProcessExecutor(ref, workers) if workers else InlineExecutor(ref)
     memory = Memory()
-    searcher = OptunaSearcher(spec, open_storage(url, create=True))
+    folder = Path(config["folder"]) if config and "folder" in config else None
+    searcher = OptunaSearcher(spec, open_storage(url, create=True), folder=folder)
     try:
         loop = Orchestrator(
             searcher, executor, [memory], budget=spec.trials, timeout=spec.timeout, ahead=values.get("sampler") == "gp", stop=stop
@@ -160,12 +163,15 @@ def test_a_hung_trial_does_not_hold_up_a_request_to_stop(url, monkeypatch):
 
 
 def test_broken_trials_are_failed_and_the_study_goes_on(url):
-    faults = {1: "raise", 2: "kill", 4: "silent", 5: "exit"}
-    reason, _ = session(url, workers=2, config={"faults": faults}, budget=9, pruner="none", space={"epochs": 3})
+    faults = {1: "raise", 2: "kill", 4: "silent", 5: "exit", 7: "always kill"}
+    reason, memory = session(url, workers=2, config={"faults": faults}, budget=9, pruner="none", space={"epochs": 3})
     assert reason == "budget"
-    status = {r.number: r.status for r in stored(url)}
-    assert {n for n, s in status.items() if s is Status.FAILED} == set(faults)
-    assert [s for n, s in status.items() if n not in faults] == [Status.COMPLETE] * 5
+    records = {r.number: r for r in stored(url)}
+    assert {n for n, r in records.items() if r.status is Status.FAILED} == {1, 4, 7}, "what was lost with its worker is trained again"
+    assert {n: r.attempt for n, r in records.items() if r.attempt > 1} == {2: 2, 5: 2, 7: 3}
+    assert re.search(r"worker \d was killed by signal 9 while training, for the 3. time", records[7].error)
+    assert [(e.trial.number, e.trial.attempt) for e in memory.of(TrialAgain) if e.trial.number == 7] == [(7, 2), (7, 3)]
+    assert all([row["epoch"] for row in r.curve] == [1, 2, 3] for r in records.values() if r.status is Status.COMPLETE)
 
 
 def test_a_worker_that_cannot_work_ends_the_study_before_its_first_trial(url):
@@ -219,7 +225,7 @@ HALVING = {"pruner": {"name": "halving", "warmup": 0.2, "reduction_factor": 2}, 
 
 def halving(url, tmp_path, **values):
     (tmp_path / "states").mkdir(exist_ok=True)
-    return session(url, config={"states": str(tmp_path / "states")}, **HALVING, **values)
+    return session(url, config={"states": str(tmp_path / "states"), "folder": str(tmp_path / "states")}, **HALVING, **values)
 
 
 def test_trials_wait_at_rungs_go_on_from_there_and_leave_nothing_behind(url, tmp_path):
@@ -240,7 +246,7 @@ def test_trials_wait_at_rungs_go_on_from_there_and_leave_nothing_behind(url, tmp
     final = sorted((min(row["val_loss"] for row in r.curve[:8]), r.number) for r in records if len(r.curve) >= 8)
     assert complete >= {n for _, n in final[: len(final) // 2]}  # the best half of those at the last rung
     assert sorted(e.record.number for e in memory.of(TrialEnded)) == list(range(24))  # each once
-    assert list((tmp_path / "states").iterdir()) == []
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["results"]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -261,7 +267,7 @@ def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tm
         return [(r.number, r.status, dict(r.params), len(r.curve), r.val_loss) for r in records]
 
     assert essence(parts) == essence(whole)
-    assert list((tmp_path / "states").iterdir()) == []
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["results"]
 
 
 def test_a_larger_budget_promotes_from_what_is_there(url, tmp_path):

@@ -152,7 +152,9 @@ def test_a_look_that_was_cut_short_is_no_look(done, tmp_path, error, reason):
 
     with opened(f"sqlite:///{tmp_path}/hpsearch.db") as storage:
         storage.set_study_user_attr(storage.get_study_id_from_name(NAME), OPENINGS, [])
-        prover = Prover(storage, NAME, SimpleNamespace(aside=aside), [], None, lambda: None, lambda *words: said.append(words[0]))
+        prover = Prover(
+            storage, NAME, SimpleNamespace(aside=aside), [], None, lambda: None, lambda *words: said.append(words[0]), Path("unused")
+        )
         assert prover.prove({}) == reason
         assert read_study(storage, NAME).openings == ()
     assert ["no memory" in text for text in said] == ([] if reason else [True])

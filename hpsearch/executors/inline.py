@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpsearch.executors.worker import KernelRef, Sessions, ready
+from hpsearch.executors.worker import KernelRef, Sessions, ready, sessions_of
 from hpsearch.protocols import Message
 from hpsearch.types import Job
 
@@ -22,7 +22,7 @@ class InlineExecutor:
         """Build the kernel."""
         kernel, message = ready(self.ref, 0)
         if kernel is not None and message.facts is not None:
-            self.sessions, self.slots = Sessions(kernel, 0), message.facts.slots
+            self.sessions, self.slots = sessions_of(self.ref, kernel, 0), message.facts.slots
         self.pending.append(message)
 
     def free(self) -> int:
@@ -46,6 +46,11 @@ class InlineExecutor:
         assert self.sessions is not None
         assert job in self.sessions.live, "answer a job that waits"
         self.sessions.answer(job, stop)
+
+    def keep(self) -> None:
+        """Trials that are stopped from now on are to go on later."""
+        if self.sessions is not None:
+            self.sessions.keep()
 
     def close(self) -> None:
         """Drop the sessions and the kernel."""

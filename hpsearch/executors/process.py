@@ -5,40 +5,78 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
-from hpsearch.errors import FixSetup
+from hpsearch import machine
+from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.executors.aside import PREPARING, call, launch
-from hpsearch.executors.worker import KernelRef, Sessions, failures, ready
-from hpsearch.machine import ignore_signals, shielded
-from hpsearch.protocols import Message
+from hpsearch.executors.worker import KernelRef, Sessions, failures, ready, sessions_of
+from hpsearch.faults import crash_point
+from hpsearch.machine import ignore_signals, kill_group, shielded
+from hpsearch.protocols import GRACE, Message
 from hpsearch.types import Job, Outcome, Say
+
+BEAT = 1.0  # seconds between signs of life of a worker that trains
+STALL = 300.0  # seconds without one after which a worker hangs
+KEEP = "keep"  # to a worker: trials that are stopped from now on are to go on later
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
-    """A worker's life: say what it is, then run the jobs that come, until the connection closes or the process is worn out."""
+    """A worker's life: say what it is, then run the jobs that come, until the connection closes or the process is worn out.
+
+    When the orchestrator dies, trials get the rest of their epoch, at most GRACE seconds, and leave their states.
+    """
     ignore_signals()
+    os.setpgid(0, 0)  # whatever it starts ends with it
+    about = ref.config if isinstance(ref.config, Mapping) else {}
+    folder = about.get("folder")
+    sessions: Sessions | None = None
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT:
+            last = time.monotonic()
+            connection.send(Message(worker, None))
+
+    machine.listeners.append(beat)
     try:
-        kernel, message = ready(ref, worker)
-        connection.send(message)
-        sessions = Sessions(kernel, worker) if kernel is not None else None
-        while sessions is not None and (sessions.live or not sessions.worn or connection.poll(0)):
-            while connection.poll(0 if sessions.ready else None):
-                order: Job | tuple[int, frozenset[int]] = connection.recv()
-                if isinstance(order, Job):
-                    sessions.begin(order)
-                else:
-                    sessions.answer(*order)
-            for message in sessions.advance():
+        with machine.claim(Path(folder) / f"worker-{worker}.lock" if folder else None, GRACE + 7.0):
+            machine.end_with_parent(GRACE)
+            try:
+                kernel, message = ready(ref, worker)
                 connection.send(message)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the orchestrator is gone: so is the reason to train
+                sessions = sessions_of(ref, kernel, worker) if kernel is not None else None
+                while sessions is not None and (sessions.live or not sessions.worn or connection.poll(0)):
+                    while connection.poll(0 if sessions.ready else None):
+                        order: Job | tuple[int, frozenset[int]] | str = connection.recv()
+                        if isinstance(order, Job):
+                            sessions.begin(order)
+                        elif isinstance(order, str):
+                            sessions.keep()
+                        else:
+                            sessions.answer(*order)
+                    for message in sessions.advance():
+                        crash_point("before-message")
+                        connection.send(message)
+                    beat()
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                machine.listeners.clear()
+                if sessions is not None:
+                    sessions.rescue()
+                os.killpg(0, signal.SIGKILL)
+    except HpsearchError as error:
+        with suppress(OSError):
+            connection.send(Message(worker, None, error=error))
 
 
 @dataclass
@@ -50,6 +88,8 @@ class Seat:
     slots: int = 0  # jobs that it takes at once; 0 until it is ready
     jobs: dict[int, set[int]] = field(default_factory=dict)  # live trials by job
     worn: bool = False  # it takes no more jobs
+    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
+    hung: bool = False
 
     @property
     def free(self) -> int:
@@ -64,8 +104,8 @@ class ProcessExecutor:
     does not survive a fork. A worker that dies is replaced, and its trials end as FAILED.
     """
 
-    def __init__(self, ref: KernelRef | None, workers: int, threads: int = 1, preload: tuple[str, ...] = ()) -> None:
-        self.ref, self.workers = ref, workers  # the kernel may be named later, before start()
+    def __init__(self, ref: KernelRef | None, workers: int, threads: int = 1, preload: tuple[str, ...] = (), stall: float = STALL) -> None:
+        self.ref, self.workers, self.stall = ref, workers, stall  # the kernel may be named later, before start()
         # Read when libraries load, so the server must be born with them.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self.context = multiprocessing.get_context("forkserver")
@@ -74,6 +114,7 @@ class ProcessExecutor:
         with shielded():
             forkserver.ensure_running()  # returns at once; it imports while the caller goes on
         self.seats: list[Seat] = []
+        self.looked = time.monotonic()
 
     def start(self) -> None:
         """Fork the workers; waits for the server's imports."""
@@ -102,18 +143,32 @@ class ProcessExecutor:
         """Send the job to the worker with most room."""
         seat = max(self.seats, key=lambda seat: seat.free)
         assert seat.free > 0, "submit only to a free executor"
-        seat.jobs[job.id] = {trial.number for trial in job.trials}
+        seat.jobs[job.id], seat.heard = {trial.number for trial in job.trials}, time.monotonic()
         with suppress(OSError):  # it just died: poll() notices and ends its trials
             seat.connection.send(job)
 
     def poll(self, timeout: float) -> list[Message]:
         """Messages of all workers; a dead worker's trials as FAILED outcomes."""
+        self.watch()
         seats = {seat.connection: worker for worker, seat in enumerate(self.seats)}
         out: list[Message] = []
         for connection in multiprocessing.connection.wait(list(seats), timeout):
             worker = seats[connection]  # type: ignore[index]
             out += self.hear(worker)
         return out
+
+    def watch(self) -> None:
+        """End workers that hang. Silence counts only while this process itself was awake."""
+        now = time.monotonic()
+        if now - self.looked > min(10.0, self.stall):
+            for seat in self.seats:
+                seat.heard = now
+        self.looked = now
+        for seat in self.seats:
+            if seat.jobs and now - seat.heard > self.stall and not seat.connection.poll(0):
+                seat.hung = True
+                kill_group(seat.process.pid or 0)
+                seat.process.kill()
 
     def hear(self, worker: int) -> list[Message]:
         """A message from a worker that has something to say, or its obituary."""
@@ -122,6 +177,7 @@ class ProcessExecutor:
             message: Message = seat.connection.recv()
         except (EOFError, OSError):
             return self.bury(worker)
+        seat.heard = time.monotonic()
         if message.facts is not None:
             seat.slots = message.facts.slots
         if message.job is not None:
@@ -137,12 +193,14 @@ class ProcessExecutor:
         seat.process.join()
         code = seat.process.exitcode or 0
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        cause = f"made no progress for {self.stall:g} s and was ended" if seat.hung else cause
+        kill_group(seat.process.pid or 0)  # what it started
         seat.connection.close()
         if not seat.slots:
             return [Message(worker, None, error=FixSetup(f"worker {worker} {cause} before it was ready: is there enough memory?"))]
         self.seats[worker] = self.hire(worker)
         reason = f"worker {worker} {cause} while training"
-        return [Message(worker, job, step=failures(live, reason), done=True) for job, live in seat.jobs.items()]
+        return [Message(worker, job, step=failures(live, reason, lost=True), done=True) for job, live in seat.jobs.items()]
 
     def answer(self, job: int, stop: frozenset[int]) -> None:
         """Send the verdict to the worker that has the job."""
@@ -150,9 +208,16 @@ class ProcessExecutor:
         with suppress(OSError):  # as in submit()
             seat.connection.send((job, stop))
 
-    def close(self) -> None:
-        """End all workers, at once."""
+    def keep(self) -> None:
+        """Trials that are stopped from now on are to go on later."""
         for seat in self.seats:
+            with suppress(OSError):
+                seat.connection.send(KEEP)
+
+    def close(self) -> None:
+        """End all workers, at once, with what they started."""
+        for seat in self.seats:
+            kill_group(seat.process.pid or 0)
             seat.process.kill()
         for seat in self.seats:
             seat.process.join()

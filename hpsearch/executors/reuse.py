@@ -13,19 +13,19 @@ from hpsearch.types import (
     Job,
     Outcome,
     Params,
-    Progress,
     Status,
     StudyStarted,
     Trial,
     TrialEnded,
     TrialRecord,
     Value,
+    metrics_of,
     point_key,
+    progress_of,
     score_of,
 )
 
 Key: TypeAlias = tuple[int, tuple[tuple[str, Value], ...]]
-FIXED = ("epoch", "val_loss", "train_loss", "seconds", "images_per_second")  # of an epoch's row; the rest are its metrics
 STATE = "replayed to epoch "  # in place of the file that a paused trial goes on from
 
 
@@ -136,6 +136,10 @@ class Reusing:
         replay.waits = False
         replay.stopped = replay.trial.number in stop and replay.told < len(replay.kept.curve)
 
+    def keep(self) -> None:
+        """Trials that are stopped from now on are to go on later; a replay needs no state for that."""
+        self.executor.keep()
+
     def close(self) -> None:
         """End all workers, at once."""
         self.replays.clear()
@@ -145,25 +149,6 @@ class Reusing:
 def key_of(repeat: int, params: Params) -> Key:
     """A configuration in a repeat as something hashable."""
     return repeat, point_key(params)
-
-
-def progress_of(number: int, row: Mapping[str, float], epochs: int) -> Progress:
-    """The reverse of `Progress.row`."""
-    return Progress(
-        trial=number,
-        epoch=int(row["epoch"]),
-        epochs=epochs,
-        val_loss=row["val_loss"],
-        train_loss=row["train_loss"],
-        metrics=metrics_of(row),
-        seconds=row["seconds"],
-        images_per_second=row.get("images_per_second"),
-    )
-
-
-def metrics_of(row: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of an epoch."""
-    return {name: value for name, value in row.items() if name not in FIXED}
 
 
 def completed(number: int, kept: TrialRecord) -> Outcome:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpsearch.errors import FixSetup, HpsearchError
+from hpsearch.faults import crash_point
+from hpsearch.keeping import forget_states, write_result
 from hpsearch.protocols import Kernel, Message
-from hpsearch.types import Job, Outcome, Progress, Status
+from hpsearch.types import Job, Outcome, Progress, Status, Trial, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class KernelRef:
         module, _, name = self.target.partition(":")
         make: Callable[[Mapping[str, Any]], Kernel] = getattr(importlib.import_module(module), name)
         return make(self.config)
+
+
+def sessions_of(ref: KernelRef, kernel: Kernel, worker: int) -> Sessions:
+    """A worker's sessions; files go where the kernel's configuration says."""
+    about = ref.config if isinstance(ref.config, Mapping) else {}
+    return Sessions(kernel, worker, about.get("folder"), about.get("objective", "val_loss"))
 
 
 def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
@@ -60,23 +69,56 @@ def drive(kernel: Kernel, job: Job, worker: int) -> Generator[Message, frozenset
     yield Message(worker, job.id, step=failures(live, reason), done=True)
 
 
-class Sessions:
-    """A worker's live sessions, each advanced in its turn; one that has reported progress waits for the verdict."""
+@dataclass
+class Course:
+    """A live trial as its worker sees it."""
 
-    def __init__(self, kernel: Kernel, worker: int) -> None:
-        self.kernel, self.worker = kernel, worker
+    trial: Trial
+    started: float  # seconds since the epoch (UTC)
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Sessions:
+    """A worker's live sessions, each advanced in its turn; one that has reported progress waits for the verdict.
+
+    What a trial has come to is written into `folder`, or its own, before it is told; `objective` is the study's.
+    """
+
+    def __init__(self, kernel: Kernel, worker: int, folder: str | None, objective: str) -> None:
+        self.kernel, self.worker, self.folder, self.objective = kernel, worker, folder, objective
+        self.keeping = False
+        self.courses: dict[int, Course] = {}  # by trial
         self.live: dict[int, Generator[Message, frozenset[int], None]] = {}  # by job
         self.ready: dict[int, frozenset[int] | None] = {}  # by job: the verdict to go on with; None to begin
         self.worn = ""  # why no more jobs are taken
 
     def begin(self, job: Job) -> None:
         """Open a job's session."""
+        self.courses |= {trial.number: Course(trial, time.time()) for trial in job.trials}
         self.live[job.id] = drive(self.kernel, job, self.worker)
         self.ready[job.id] = None
 
     def answer(self, job: int, stop: frozenset[int]) -> None:
         """Let a job's session go on, without the trials in `stop`."""
         self.ready[job] = stop
+
+    def keep(self) -> None:
+        """Trials that are stopped from now on are to go on later."""
+        self.keeping = True
+        self.kernel.keep()
+
+    def rescue(self) -> None:
+        """Nobody listens any more: bring every trial to the end of its epoch, where it leaves its state."""
+        self.keep()
+        everybody = frozenset(self.courses)
+        for job in self.live:
+            if job not in self.ready:
+                self.answer(job, everybody)
+        while self.live:
+            for message in self.advance():
+                if wants_answer(message):
+                    assert message.job is not None
+                    self.answer(message.job, everybody)
 
     def advance(self) -> Iterator[Message]:
         """Give each session that can go on one turn; what they have to say."""
@@ -91,13 +133,34 @@ class Sessions:
                 del self.live[job], self.ready[job]
                 self.worn = self.worn or self.kernel.worn()
                 message = replace(message, worn=self.worn)
+            for item in message.step:
+                self.note(item)
             if message.step or message.done:
                 yield message
 
+    def note(self, item: Progress | Outcome) -> None:
+        """Remember an epoch; keep a result. A trial that was cut off has none, one that was lost is trained again."""
+        course = self.courses[item.trial]
+        if isinstance(item, Progress):
+            course.curve.append(item.row())
+            return
+        del self.courses[item.trial]
+        trial, folder = course.trial, course.trial.folder or self.folder
+        cut_off = self.keeping and item.status is Status.PRUNED
+        if folder is None or cut_off or item.lost:
+            return
+        record = TrialRecord.of(trial, item, course.started, time.time(), course.curve, self.objective)
+        if item.status is Status.PRUNED and item.state is not None:
+            record = replace(record, status=Status.PAUSED)
+        write_result(folder, record, trial.study)
+        if item.state is None:
+            forget_states(folder, [trial.name])
+        crash_point("result-kept")
 
-def failures(trials: set[int], reason: str) -> tuple[Outcome, ...]:
-    """Outcomes of trials that ended with their session or worker."""
-    return tuple(Outcome(number, Status.FAILED, error=reason) for number in sorted(trials))
+
+def failures(trials: set[int], reason: str, lost: bool = False) -> tuple[Outcome, ...]:
+    """Outcomes of trials that ended with their session or, `lost`, with their worker."""
+    return tuple(Outcome(number, Status.FAILED, error=reason, lost=lost) for number in sorted(trials))
 
 
 def wants_answer(message: Message) -> bool:

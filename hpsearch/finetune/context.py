@@ -36,6 +36,7 @@ class DeviceContext:
         self.bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(self.cuda))
         self.draws = Draws(self.device)
         self.built: dict[Hashable, Any] = {}
+        self.keeping = False  # trials that are stopped are to go on later
 
     def fetch(self, key: Hashable, build: Callable[[], T]) -> T:
         """What was built under `key`, building it on first use."""

@@ -113,6 +113,10 @@ class Family:
             finally:
                 self.live[member] -= 1
 
+    def keep(self) -> None:
+        """From now on a trial that is stopped leaves the state from which it can go on."""
+        self.context.keeping = True
+
     def worn(self) -> str:
         """Why this process should be replaced."""
         return next((why for kernel in self.kernels.values() if (why := kernel.worn())), "")

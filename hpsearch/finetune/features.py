@@ -20,6 +20,7 @@ from hpsearch.finetune.data import Data, Split
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.memory import attempt
 from hpsearch.finetune.models import FineTuneModel
+from hpsearch.machine import pulse
 from hpsearch.seeds import seed_for
 
 PIXELS_CPU, PIXELS_GPU = 2**20, 2**24  # of one batch in evaluation: it should stay near a core's cache, or fill a GPU
@@ -142,6 +143,7 @@ class Features:
         count, out = len(self.splits[name]), None
         with self.context.draws.aside(seed_for(self.seed, view, "view")):
             for positions in torch.arange(count).split(self.batch):
+                pulse()
                 if start is None:
                     part = self.front(self.pixels(name, positions), k, strengths)
                 else:

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Hashable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from hpsearch.finetune.packing import Crowd, Packing
 from hpsearch.finetune.recipe import Recipe
 from hpsearch.finetune.schedules import factor
 from hpsearch.finetune.slot import Slot
-from hpsearch.finetune.state import Kept, Live, load_state, save_state, save_tensors
+from hpsearch.finetune.state import STATE_SECONDS, Keeper, Kept, Live, key_of, load_state, save_state, save_tensors
 from hpsearch.finetune.step import Shape
+from hpsearch.keeping import patiently, state_path
 from hpsearch.protocols import Session, Step
 from hpsearch.recipes import CORE
 from hpsearch.seeds import seed_for
@@ -152,7 +153,11 @@ class FineTuneKernel:
             except (RuntimeError, ValueError, KeyError, OSError) as error:
                 if any(words in str(error) for words in LOST):
                     self.broken = f"the device failed: {error}"
-                yield (Outcome(trial.number, Status.FAILED, error=f"{type(error).__name__}: {error}"),)
+                yield (Outcome(trial.number, Status.FAILED, error=f"{type(error).__name__}: {error}", lost=bool(self.broken)),)
+
+    def keep(self) -> None:
+        """From now on a trial that is stopped leaves the state from which it can go on."""
+        self.context.keeping = True
 
     def turns(self, trial: Trial, recipe: Recipe) -> Session:
         """Train a trial in a slot whose random numbers and stream are in place whenever it is its turn."""
@@ -242,10 +247,14 @@ class FineTuneKernel:
         seed, number = beside.draws(trial, self.seed)
         live = Live(slot.model, recipe.frozen_layers, slot.begin(recipe, initial))
         if trial.resume is not None:
-            load_state(live, Path(trial.resume))
+            load_state(live, Path(trial.resume), key_of(trial))
+        folder = self.folder(trial)
+        keeper = Keeper(state_path(folder, trial.name) if folder else None, key_of(trial), self.config.get("state_seconds", STATE_SECONDS))
         start -= live.seconds
         plan = Plan(recipe, batches)
         stop: frozenset[int] = frozenset()
+        for past in live.curve:  # nobody may have judged the last one
+            stop |= (yield (replace(past, again=past is not live.curve[-1]),)) or frozenset()
         while not plan.over(live) and trial.number not in stop:
             live.epoch += 1
             k = recipe.frozen(live.epoch, blocks)
@@ -272,6 +281,7 @@ class FineTuneKernel:
                 scores | {"learning_rate": recipe.learning_rate * plan.factor(live.step - 1)},
                 time.monotonic() - start,
                 rate,
+                time.time(),
             )
             if not (math.isfinite(now.val_loss) and math.isfinite(now.train_loss)):
                 yield (diverged(now, recipe),)
@@ -281,6 +291,8 @@ class FineTuneKernel:
                 state = {name: t.detach().clone() for name, t in slot.model.trainable_state(recipe.frozen_layers).items()}
                 live.best, live.stale = Kept(now, state, confusion), 0
             live.seconds = now.seconds
+            live.curve.append(now)
+            keeper.keep(live)
             stop = (yield (now,)) or frozenset()  # a plain for loop sends None: nobody is to stop
         yield (self.outcome(trial, live, initial, effective(trial.params, recipe, live, slot, self.config["model"]), plan.over(live)),)
 
@@ -332,6 +344,11 @@ class FineTuneKernel:
                     time.sleep(NAP)
                 yield ()
 
+    def folder(self, trial: Trial) -> Path | None:
+        """Where the trial's files go."""
+        place = trial.folder or self.config.get("folder")
+        return Path(place) if place else None
+
     def rank(self, progress: Progress) -> tuple[float, float]:
         """What makes an epoch's weights the ones to keep, less being better: the objective, then the validation loss."""
         score = score_of(self.objective, progress.val_loss, progress.metrics)
@@ -344,8 +361,7 @@ class FineTuneKernel:
         assert live.best is not None  # epochs >= 1
         kept, checkpoint, state = live.best.progress, None, None
         per_class: PerClass = metrics.per_class(live.best.confusion) if finished else {}
-        place = trial.folder or self.config.get("folder")
-        folder = Path(place) if place else None
+        folder = self.folder(trial)
         if folder is not None and finished:
             path = folder / f"{beside.stem(trial)}.safetensors"
             r = self.resident()
@@ -354,12 +370,12 @@ class FineTuneKernel:
             about |= {"again": True} if trial.origin == "winner" else {}
             about |= {"trial": beside.identity(trial), "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
             about |= {"scratch": trial.setup is not None and trial.setup.scratch, "fold": self.config.get("fold")}
-            save_tensors({**initial, **live.best.state}, path, {"hpsearch": json.dumps(about)})
+            whole = {**initial, **live.best.state}
+            patiently(lambda: save_tensors(whole, path, {"hpsearch": json.dumps(about)}))
             checkpoint = str(path)
-        elif folder is not None and self.config["pruner"]["name"] == "halving":
-            path = folder / f"{beside.stem(trial)}-epoch-{live.epoch:03d}.state"
-            save_state(live, path)
-            state = str(path)
+        elif folder is not None and (self.context.keeping or self.config["pruner"]["name"] == "halving"):
+            state = str(state_path(folder, trial.name))
+            save_state(live, Path(state), key_of(trial))
         return Outcome(
             trial.number,
             Status.COMPLETE if finished else Status.PRUNED,

@@ -5,10 +5,13 @@ Random numbers are not among it: every epoch starts its own sequences, from seed
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,11 @@ from torch import Tensor
 from hpsearch.errors import FixSetup
 from hpsearch.finetune.blocks import FineTuneModel
 from hpsearch.finetune.optim import Optimiser
-from hpsearch.types import Progress
+from hpsearch.keeping import FULL
+from hpsearch.types import Progress, Trial
+
+STATE_SECONDS = 5.0  # of training that a trial may lose with its worker
+STATE_SHARE = 50  # saving takes no more than this part of the time
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Live:
     seconds: float = 0.0  # of training before this session
     stale: int = 0  # epochs since the best one
     best: Kept | None = None
+    curve: list[Progress] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes in training, by name (not copied): weights, buffers, moments, the best epoch's weights."""
@@ -56,11 +64,39 @@ class Live:
         return found
 
 
+class Keeper:
+    """Keeps a trial's state in `path` as it trains: rarely enough to cost nothing, often enough to lose little."""
+
+    def __init__(self, path: Path | None, key: str, seconds: float = STATE_SECONDS) -> None:
+        self.path, self.key, self.seconds = path, key, seconds
+        self.cost, self.last = 0.0, time.monotonic()
+
+    def keep(self, live: Live) -> None:
+        """Save the state if it is time to; a disk that is full, or gone, is no reason to stop training."""
+        begun = time.monotonic()
+        if self.path is not None and begun - self.last >= max(self.seconds, STATE_SHARE * self.cost):
+            with suppress(OSError):
+                save_state(live, self.path, self.key)
+            self.last = time.monotonic()
+            self.cost = self.last - begun
+
+
+def key_of(trial: Trial) -> str:
+    """What a state must belong to, to be the trial's."""
+    return json.dumps([trial.study, trial.number, dict(trial.params)], sort_keys=True)
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write safetensors aside and rename, so that a reader never sees half a file."""
-    aside = path.with_name(f"{path.name}.tmp")
-    save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
-    os.replace(aside, path)
+    """Write safetensors aside and rename, so that a reader never sees half a file. OSError, also for a full disk."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError) and any(os.strerror(number) in str(error) for number in FULL):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -75,24 +111,36 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def save_state(live: Live, path: Path) -> None:
-    """Write the trial's state."""
+def save_state(live: Live, path: Path, key: str) -> None:
+    """Write the trial's state; `key` says whose it is."""
     about: dict[str, Any] = {name: getattr(live, name) for name in ("epoch", "step", "largest", "seconds", "stale")}
     about["best"] = asdict(live.best.progress) if live.best is not None else None
+    about |= {"key": key, "curve": [asdict(progress) for progress in live.curve]}
     save_tensors(live.tensors(), path, {"hpsearch": json.dumps(about)})
 
 
-def load_state(live: Live, path: Path) -> None:
-    """Put a trial back to where `save_state` left it; it has been set up as for its first epoch. OSError without the file."""
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["hpsearch"])
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def load_state(live: Live, path: Path, key: str) -> bool:
+    """Put a trial back to where `save_state` left it; it has been set up as for its first epoch.
+
+    False, with nothing changed, when the file is gone, damaged, or of another trial.
+    """
+    expected = live.tensors()
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["hpsearch"])
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["key"] != key or any(stored[name].shape != tensor.shape for name, tensor in expected.items()):
+            return False
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return False
     with torch.no_grad():
-        for name, tensor in live.tensors().items():
+        for name, tensor in expected.items():
             tensor.copy_(stored[name])
+    live.curve = [Progress(**progress) for progress in about["curve"]]
     for name in ("epoch", "step", "largest", "seconds", "stale"):
         setattr(live, name, about[name])
     if about["best"] is not None:
         device = next(live.model.parameters()).device
         state = {name.removeprefix("best."): t.to(device) for name, t in stored.items() if name.startswith("best.")}
         live.best = Kept(Progress(**about["best"]), state, stored["confusion"].to(device))
+    return True

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import RDBStorage
 
-from hpsearch.search.records import OPENINGS, RUN, run_values
+from hpsearch.keeping import read_results, resumed
+from hpsearch.search.records import OPENINGS, RECORD, RUN, run_values
 from hpsearch.search.store import Writer
 from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord
 
@@ -17,36 +20,58 @@ from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord
 class ListedRuns:
     """Runs of the study called `name`; each is stored once it has ended, in one transaction, and none is lost or made twice."""
 
-    uid = ""
     known: Mapping[str, Any] = {}
 
-    def __init__(self, storage: RDBStorage, name: str, objective: str, trials: Sequence[Trial]) -> None:
-        self.storage, self.objective = storage, objective
+    def __init__(self, storage: RDBStorage, name: str, objective: str, trials: Sequence[Trial], folder: Path | None = None) -> None:
+        """`folder` is where runs leave states and results; a run that has left a result is not made again."""
+        self.storage, self.objective, self.folder = storage, objective, folder
         self.study_id = storage.get_study_id_from_name(name)
-        self.waiting = deque(trials)
-        self.live: dict[int, tuple[Trial, float, list[dict[str, float]]]] = {}  # trial, start, curve
+        self.uid = str(storage.get_study_user_attrs(self.study_id).get(RECORD, {}).get("uid", ""))
         self.writer = Writer()
+        results = read_results(folder, self.uid) if folder is not None else {}
+        self.taken = [results[trial.name] for trial in trials if trial.name in results]
+        for record in self.taken:
+            self.store(record)
+        self.waiting = deque(replace(trial, study=self.uid) for trial in trials if trial.name not in results)
+        self.live: dict[int, tuple[Trial, float, list[dict[str, float]]]] = {}  # trial, start, curve
 
     def ask(self, n: int = 1) -> tuple[Trial, ...]:
         """The next `n` of the list."""
         trials = tuple(self.waiting.popleft() for _ in range(min(n, len(self.waiting))))
+        trials = tuple(replace(trial, resume=resumed(trial, self.folder)) for trial in trials)
         for trial in trials:
             self.live[trial.number] = (trial, time.time(), [])
         return trials
 
     def report(self, progress: Progress) -> bool:
-        """Take note of an epoch; nothing is stopped."""
-        self.live[progress.trial][2].append(progress.row())
+        """Take note of an epoch, unless it was reported before; nothing is stopped."""
+        if progress.epoch > self.epochs(progress.trial):
+            self.live[progress.trial][2].append(progress.row())
         return False
+
+    def epochs(self, number: int) -> int:
+        """How many epochs of a live run were reported."""
+        return len(self.live[number][2])
+
+    def retry(self, number: int) -> Trial:
+        """Hand out a live run again, as its next attempt: its worker was lost."""
+        lost, *_ = self.live.pop(number)
+        again = replace(lost, attempt=lost.attempt + 1, losses=lost.losses + 1)
+        self.waiting.appendleft(again)
+        return again
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Store how a run ended."""
         trial, started, curve = self.live.pop(outcome.trial)
         assert trial.setup is not None
         record = TrialRecord.of(trial, outcome, started, time.time(), curve, self.objective)
-        key, values = f"{RUN}{trial.setup.name}", run_values(record)
-        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, key, values))
+        self.store(record)
         return record
+
+    def store(self, record: TrialRecord) -> None:
+        """Queue a run for the storage."""
+        key, values = f"{RUN}{record.name}", run_values(record)
+        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, key, values))
 
     def promotable(self) -> int:
         """No run waits at a rung."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column f
 RUN = f"{RECORD}.run."  # begins the study attribute that holds a run beside the search
 HEADSTART = "headstart"  # the key of RECORD that holds the trials that the study began with
 OPENINGS = f"{RECORD}.openings"  # the study attribute that holds when the test split was looked at, and what was seen
+KEPT = {field.name for field in fields(TrialRecord)} - {"status"}
 STATES = {Status.COMPLETE: TrialState.COMPLETE, Status.PRUNED: TrialState.PRUNED, Status.FAILED: TrialState.FAIL}
 STATUSES = {v: k for k, v in STATES.items()} | {TrialState.RUNNING: Status.RUNNING, TrialState.WAITING: Status.WAITING}
 
@@ -170,6 +171,6 @@ def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
         error=None,
         objective=objective,
     )
-    record = replace(blank, **{k: v for k, v in more.items() if k != "status"})
+    record = replace(blank, **{k: v for k, v in more.items() if k in KEPT})
     paused = more.get("status") == Status.PAUSED and not trial.state.is_finished()
     return replace(record, status=Status.PAUSED) if paused else record

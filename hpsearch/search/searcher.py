@@ -15,6 +15,8 @@ import optuna
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.faults import crash_point
+from hpsearch.keeping import read_results, resumed
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
@@ -24,7 +26,7 @@ from hpsearch.search.store import Writer
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key, progress_of, trial_name
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 
@@ -37,9 +39,17 @@ class OptunaSearcher:
     objective is to be maximised, since Optuna compares reports in the study's direction.
     """
 
-    def __init__(self, spec: StudySpec, storage: RDBStorage, begin: HeadStart = NOTHING, seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        spec: StudySpec,
+        storage: RDBStorage,
+        begin: HeadStart = NOTHING,
+        seconds: float = math.inf,
+        folder: Path | None = None,
+    ) -> None:
+        """Open or make the study. `folder` is where its trials leave states and results; `seconds` bounds the training."""
         preflight(spec.sampler)
-        self.spec, self.seconds = spec, seconds
+        self.spec, self.seconds, self.folder = spec, seconds, folder
         self.seed = repeat_seed(spec.seed, spec.repeat)
         self.spent = 0.0  # seconds of training, of trials that have ended; no trial is new once they reach `seconds`
         self.space = spec.parameters()
@@ -65,14 +75,20 @@ class OptunaSearcher:
         self.again: deque[Trial] = deque()  # interrupted in an earlier session
         self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
         self.paused: dict[int, TrialRecord] = {}
-        self.recall()
-        self.plan = self.planned()
         self.writer = Writer()
+        results = read_results(folder, self.uid) if folder is not None else {}
+        self.recall(results)
+        self.plan = self.planned()
+        self.adopt(results)
 
     # ------------------------------------------------------------ resume
 
-    def recall(self) -> None:
-        """Copy the stored trials into memory; those that did not end are to be trained again, under their number."""
+    def recall(self, results: Mapping[str, TrialRecord]) -> None:
+        """Copy the stored trials into memory; those that did not end are to be trained on, under their number.
+
+        Of these, some have left a result that the storage was not told of.
+        """
+        untold = []
         for key, value in self.storage.get_study_system_attrs(self.study_id).items():
             self.memory.set_study_system_attr(self.study._study_id, key, value)
         for stored in sorted(self.storage.get_all_trials(self.study_id), key=lambda t: t.number):
@@ -85,11 +101,55 @@ class OptunaSearcher:
             if not stored.state.is_finished() and self.pause_again(stored):
                 stored.state = TrialState.RUNNING
             elif not stored.state.is_finished():
-                attempt = 1 + int(stored.user_attrs.get(RECORD, {}).get("attempt", 1))
                 stored.state, stored.intermediate_values = TrialState.RUNNING, {}
-                params = self.fixed | stored.params
-                self.again.append(Trial(stored.number, params, attempt, stored.user_attrs.get(RECORD, {}).get("origin", "sampled")))
+                if (result := results.get(trial_name(stored.number))) is not None:
+                    untold.append(result)
+                else:
+                    about = stored.user_attrs.get(RECORD, {})
+                    attempt, losses = 1 + int(about.get("attempt", 1)), int(about.get("losses", 0))
+                    params, origin = self.fixed | stored.params, about.get("origin", "sampled")
+                    self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
             self.memory.create_new_trial(self.study._study_id, stored)
+        for result in untold:
+            self.take(result)
+
+    def adopt(self, results: Mapping[str, TrialRecord]) -> None:
+        """Enter the trials that the storage never heard of, because it was behind when the orchestrator was killed."""
+        known = self.memory.get_n_trials(self.study._study_id)
+        numbers = {record.number: record for record in results.values() if record.setup is None and record.number >= known}
+        for number in range(known, 1 + max(numbers, default=-1)):
+            trial = next(self.plan, None)
+            result = numbers.get(number)
+            if result is not None:
+                trial = Trial(number, result.params, result.attempt, result.origin)
+            if trial is None:
+                trial = self.sample()
+            else:
+                self.create(trial)
+            self.open(trial)
+            if result is not None:
+                self.take(result)
+            else:
+                for live in (self.trials, self.curves, self.started):
+                    live.pop(number)
+                self.again.append(trial)
+
+    def take(self, result: TrialRecord) -> None:
+        """Tell of a result what the trial itself could not."""
+        number, paused = result.number, result.status is Status.PAUSED
+        if paused and (self.rungs is None or result.state is None or not Path(result.state).exists()):
+            self.again.append(Trial(number, result.params, result.attempt + 1, result.origin))
+            return
+        self.trials[number] = Trial(number, result.params, result.attempt, result.origin)
+        self.curves[number], self.started[number] = [], result.started or time.time()
+        epochs = int(result.params.get("epochs") or len(result.curve))
+        for row in result.curve:
+            self.report(progress_of(number, row, epochs))
+        crash_point("result-taken")
+        if paused:
+            self.pause(result)
+        else:
+            self.conclude(result)
 
     def pause_again(self, stored: FrozenTrial) -> bool:
         """Let a trial of an earlier session wait at its rung as before, if the state it goes on from is there."""
@@ -141,14 +201,17 @@ class OptunaSearcher:
                 break
             else:
                 trial = self.sample()
-            trial = replace(trial, repeat=self.spec.repeat)
-            self.begin(trial)
+            resume = trial.resume or resumed(trial, self.folder)
+            trial = replace(trial, repeat=self.spec.repeat, study=self.uid, resume=resume)
+            self.open(trial)
             out.append(trial)
         return tuple(out)
 
     def report(self, progress: Progress) -> bool:
-        """Take note of an epoch; True when the pruner wants the trial stopped."""
+        """Take note of an epoch, unless it was reported before; True when the pruner wants the trial stopped."""
         number = progress.trial
+        if progress.epoch <= self.epochs(number):
+            return False
         self.curves[number].append(progress.row())
         best = self.best[number] = min(self.best.get(number, float("inf")), progress.val_loss)
         done = progress.epoch * TICKS // progress.epochs
@@ -166,6 +229,20 @@ class OptunaSearcher:
         if self.rungs is not None:
             return not goes_on
         return bool(self.study.pruner.prune(self.study, self.memory.get_trial(memory_id)))
+
+    def epochs(self, number: int) -> int:
+        """How many epochs of a live trial were reported."""
+        return len(self.curves[number])
+
+    def retry(self, number: int) -> Trial:
+        """Hand out a live trial again, as its next attempt: its worker was lost."""
+        lost = self.trials.pop(number)
+        again = replace(lost, attempt=lost.attempt + 1, losses=lost.losses + 1, resume=None)
+        if lost.resume is None or self.rungs is None:
+            for live in (self.curves, self.best, self.started):
+                live.pop(number, None)
+        self.again.append(again)
+        return again
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended and queue it for the storage."""
@@ -283,15 +360,15 @@ class OptunaSearcher:
         varied = {k: v for k, v in trial.params.items() if k in self.varied}
         self.memory.create_new_trial(self.study._study_id, running(varied, {k: self.varied[k] for k in varied}))
 
-    def begin(self, trial: Trial) -> None:
+    def open(self, trial: Trial) -> None:
         """Open a trial for reports, and queue its row for the storage."""
         self.trials[trial.number] = trial
-        if trial.resume is not None:  # its row, curve and start are there
+        if trial.number in self.curves:  # it goes on from a rung: its row, curve and start are there
             return
         self.curves[trial.number] = []
         self.started[trial.number] = time.time()
         memory_id = self.memory_id(trial.number)
-        self.memory.set_trial_user_attr(memory_id, RECORD, {"origin": trial.origin, "attempt": trial.attempt})
+        self.memory.set_trial_user_attr(memory_id, RECORD, {"origin": trial.origin, "attempt": trial.attempt, "losses": trial.losses})
         frozen = self.memory.get_trial(memory_id)
         shared = self.memory.get_study_system_attrs(self.study._study_id)
         self.writer.put(lambda: self.store_start(frozen, dict(shared)))
@@ -303,7 +380,9 @@ class OptunaSearcher:
         if trial.number in self.ids:
             rows.reopen(self.storage, self.ids[trial.number], trial)
             return
+        crash_point("before-row")
         self.ids[trial.number] = rows.start(self.storage, self.study_id, trial, shared)
+        crash_point("after-row")
 
     def store_pause(self, trial: FrozenTrial) -> None:
         """Write what a paused trial has come to."""
@@ -311,7 +390,9 @@ class OptunaSearcher:
 
     def store_end(self, trial: FrozenTrial) -> None:
         """Write the end of a trial."""
+        crash_point("before-row-end")
         rows.end(self.storage, self.ids[trial.number], trial)
+        crash_point("after-row-end")
 
     def requeue(self, number: int) -> None:
         """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""

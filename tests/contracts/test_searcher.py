@@ -13,7 +13,7 @@ from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.space import default_params, grid_points, grid_size
 from hpsearch.spec import PRUNERS, SAMPLERS, parse_spec
-from hpsearch.types import Facts, Outcome, Progress, Status, Trial, best_record
+from hpsearch.types import Facts, Outcome, Progress, Status, best_record
 from tests.kernels import loss_at
 
 SMALL = {
@@ -478,5 +478,5 @@ def test_a_trial_asked_again_is_the_same_trial(folder):
     (open_trial,) = s.ask(1)
     s.close()
     s = searcher(folder, study("tpe"))
-    assert s.ask(1) == (Trial(open_trial.number, open_trial.params, attempt=2),)
+    assert s.ask(1) == (replace(open_trial, attempt=2),)
     s.close()

@@ -1,0 +1,130 @@
+"""What a trial leaves in its study's folder: the state it goes on from, and its result, so that neither hangs on a database.
+
+A result is written by who trained the trial, before anybody is told of it; whoever is killed after that has lost nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from hpsearch.faults import crash_point
+from hpsearch.machine import pulse
+from hpsearch.types import Outcome, Setup, Status, Trial, TrialRecord
+
+RESULTS = "results"  # folder of one file a trial, in the study's
+STUDY = "study.json"  # what the trials belong to, there too
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE = 3600.0  # seconds that what a training came to waits for room on a full disk
+
+
+def state_path(folder: Path | str, name: str) -> Path:
+    """Where the state of a trial of that name is kept."""
+    return Path(folder) / f"{name}.state"
+
+
+def result_path(folder: Path | str, name: str) -> Path:
+    """Where the result of a trial of that name is kept."""
+    return Path(folder) / RESULTS / f"{name}.json"
+
+
+def patiently(write: Callable[[], None]) -> None:
+    """Call what writes a file, again and again while the disk is full."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in FULL or time.monotonic() > give_up:
+                raise
+        pulse()
+        time.sleep(1.0)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and so that it outlives a loss of power once this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        crash_point("result-aside")
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    place = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def write_result(folder: Path | str, record: TrialRecord, study: str) -> None:
+    """Keep the result of a trial of the study with that uid."""
+    text = json.dumps({"study": study, **asdict(record)})
+    patiently(lambda: write_durably(result_path(folder, record.name), text))
+    crash_point("result-written")
+
+
+def read_results(folder: Path | str, study: str) -> dict[str, TrialRecord]:
+    """The results in a folder that belong to the study with that uid, by name."""
+    found = (read_result(path, study) for path in sorted((Path(folder) / RESULTS).glob("*.json")))
+    return {record.name: record for record in found if record is not None}
+
+
+def read_result(path: Path, study: str) -> TrialRecord | None:
+    """A result, if it is there and of the study with that uid."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record_from(values) if values["study"] == study else None
+    except (OSError, ValueError, KeyError, TypeError):  # not one of ours, or of another version
+        return None
+
+
+def record_from(values: Mapping[str, Any]) -> TrialRecord:
+    """A record out of JSON."""
+    known = {field.name for field in fields(TrialRecord)}
+    kept = {key: value for key, value in values.items() if key in known}
+    setup = Setup(**kept["setup"]) if kept.get("setup") else None
+    return TrialRecord(**{**kept, "status": Status(kept["status"]), "setup": setup})
+
+
+def outcome_of(record: TrialRecord) -> Outcome:
+    """The outcome that a record was made of."""
+    return Outcome(
+        trial=record.number,
+        status=record.status,
+        val_loss=record.val_loss,
+        epoch=record.best_epoch,
+        seconds=record.seconds,
+        metrics=record.metrics,
+        effective=record.effective,
+        checkpoint=record.checkpoint,
+        error=record.error,
+        per_class=record.per_class,
+        state=record.state,
+        reused=record.reused,
+    )
+
+
+def resumed(trial: Trial, folder: Path | str | None) -> str | None:
+    """The state that an interrupted trial left, if it left one."""
+    if folder is None:
+        return None
+    path = state_path(trial.folder or folder, trial.name)
+    return str(path) if path.exists() else None
+
+
+def forget_states(folder: Path | str, names: Iterable[str]) -> None:
+    """Delete the states of trials that are over."""
+    for name in names:
+        state_path(folder, name).unlink(missing_ok=True)
