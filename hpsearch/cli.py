@@ -404,6 +404,35 @@ def export(
         click.echo("\n".join([*export_lines(done), *(registered_lines(kept) if kept else [])]))
 
 
+@main.command()
+@click.argument("study")
+@click.argument("trial")
+@click.option("--verify", is_flag=True, help="end with exit code 3 where what comes out is not what is recorded")
+@stored
+@guarded
+def replay(study: str, trial: str, verify: bool, storage: str | None, as_json: bool) -> None:
+    """Train a recorded trial again, and compare it.
+
+    TRIAL is a number, or the name of a run beside the search such as confirm-0003-seed-1. It gets the study's own images, weights,
+    seed and settings; on a CPU with the same libraries every number is the same to the last bit. A trial that was stopped is trained
+    to the epoch where it was. Nothing of the study is changed.
+    """
+    from rich.console import Console
+
+    from hpsearch import replaying
+    from hpsearch.errors import LookCloser
+    from hpsearch.printing import Steps
+    from hpsearch.summary import replay_lines
+    from hpsearch.types import finite_json
+
+    with Steps(Console(stderr=True)) as steps:
+        done = replaying.replay(located(storage, track=False), study, trial, steps.say)
+    click.echo(json.dumps(finite_json(asdict(done)), indent=2) if as_json else "\n".join(replay_lines(done)))
+    if verify and done.verdict == replaying.DIFFERENT:
+        at = f" from epoch {done.first} on" if done.first is not None else ""
+        raise LookCloser(f"{done.trial} of '{done.study}' is not what is recorded{at}")
+
+
 @main.command("test")
 @click.argument("study", required=False)
 @click.option("--trial", type=int, metavar="N", help="another trial than the winner, if its weights are still there")

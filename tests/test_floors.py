@@ -46,6 +46,7 @@ FLOORS = (
         "hpsearch.seeds",
         "hpsearch.resources",
         "hpsearch.machine",
+        "hpsearch.provenance",
         "hpsearch.diagnosis",
         "hpsearch.statistics",
         "hpsearch.comparison",
@@ -59,7 +60,15 @@ FLOORS = (
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
     ("hpsearch.proving", "hpsearch.startup", "hpsearch.places"),
-    ("hpsearch.actions", "hpsearch.compared", "hpsearch.comparing", "hpsearch.delivery", "hpsearch.publishing", "hpsearch.reporting"),
+    (
+        "hpsearch.actions",
+        "hpsearch.compared",
+        "hpsearch.comparing",
+        "hpsearch.delivery",
+        "hpsearch.publishing",
+        "hpsearch.replaying",
+        "hpsearch.reporting",
+    ),
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary", "hpsearch.race"),
 )
 LOWEST = {
@@ -68,6 +77,7 @@ LOWEST = {
     "hpsearch.types": ("hpsearch.errors",),
     "hpsearch.protocols": ("hpsearch.types", "hpsearch.errors"),
     "hpsearch.seeds": (),
+    "hpsearch.provenance": (),
     "hpsearch.statistics": (),
     "hpsearch.comparison": ("hpsearch.types", "hpsearch.errors", "hpsearch.statistics"),
     "hpsearch.verdict": ("hpsearch.types", "hpsearch.statistics", "hpsearch.comparison"),

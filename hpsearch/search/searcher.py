@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
@@ -254,7 +255,8 @@ class OptunaSearcher:
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
         stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
-        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": dict(facts.values)}))
+        known = remembered(stored.get("facts", {}), facts.values, time.time())
+        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": known}))
 
     def close(self) -> None:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
