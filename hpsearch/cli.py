@@ -280,6 +280,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
     STUDY may be left out when there is only one.
     """
     from hpsearch import places
+    from hpsearch.diagnosis import warnings_of
     from hpsearch.reporting import study_json
     from hpsearch.terminal import columns, percent, values
 
@@ -295,6 +296,8 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
         state = r.status.value.lower() + "*" * bool(r.reused)
         line = f"{r.number:>5} {state:<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
         click.echo(line + (f"\n      {r.error}" if r.error else ""))
+    for text in warnings_of((*found.records, *found.runs)):
+        click.echo(f"Warning: {text}")
     if reused := sum(bool(r.reused) for r in found.records):
         click.echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
 

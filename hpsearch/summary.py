@@ -36,6 +36,9 @@ def summary_lines(s: Summary) -> list[str]:
         lines += [*gain(best, s.default), ""] if s.proof is None or not s.proof.gains else []
         lines += proof_lines(s.proof, best.objective) if s.proof else []
     lines += [""] if lines[-1] else []
+    for text in s.warnings:
+        lines += sentence(f"Warning: {text}", rest="  ")
+    lines += [""] if lines[-1] else []
     for label, value in (("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)):
         lines += [f"{label + ':':<9}{value}"] if value else []
     lines += ["         (or `hpsearch ui`, the same page in a sixth of the memory)"] if s.ui_command else []

@@ -63,10 +63,12 @@ class CurveKernel:
             if fault == "silent":
                 return
             loss = loss_at(trial.params, epoch)
-            now = Progress(
-                trial.number, epoch, trial.params["epochs"], loss, loss / 2, {"accuracy": 1 / (1 + loss)}, time.monotonic() - begun
-            )
-            best = now if best is None or loss < best.val_loss else best
+            results = {"val_loss": loss, "train_loss": loss / 2, "accuracy": 1 / (1 + loss)}
+            if isinstance(fault, dict) and epoch == 2:  # such as {"val_loss": -inf}
+                results |= fault
+            accuracy = {"accuracy": results.pop("accuracy")}
+            now = Progress(trial.number, epoch, trial.params["epochs"], **results, metrics=accuracy, seconds=time.monotonic() - begun)
+            best = now if best is None or not isinstance(best.val_loss, float) or loss < best.val_loss else best
             stop = yield (now,)
             if trial.number in stop:
                 break

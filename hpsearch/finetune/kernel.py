@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpsearch.finetune import beside, heads, metrics, models
+from hpsearch.finetune import beside, heads, idle, metrics, models
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.augment import Strengths
 from hpsearch.finetune.context import DeviceContext
@@ -373,6 +373,7 @@ class FineTuneKernel:
             checkpoint=checkpoint,
             per_class=per_class,
             state=state,
+            remark=idle.remark(live, initial, live.optimiser.hyper.weight_decay.item()),
         )
 
 

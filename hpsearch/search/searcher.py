@@ -25,7 +25,7 @@ from hpsearch.search.store import Writer
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key
+from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key, sound
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 
@@ -170,7 +170,7 @@ class OptunaSearcher:
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended and queue it for the storage."""
-        n = outcome.trial
+        n, outcome = outcome.trial, sound(outcome, self.spec.objective)
         record = TrialRecord.of(self.trials[n], outcome, self.started[n], time.time(), self.curves[n], self.spec.objective)
         if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
             return self.pause(record)
