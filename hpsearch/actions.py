@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
+from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.machine import outlive, stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command, winning
@@ -44,6 +45,7 @@ class Summary:
     proof: Proof | None  # what was found beside the search
     tracking_problem: str | None
     ui_command: str | None
+    warnings: tuple[str, ...] = ()  # layers that did not learn, settings that change nothing
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -163,6 +165,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         proof=proof,
         tracking_problem=behind(mlflow, stored.name) if mlflow and mlflow.problem else None,
         ui_command=ui_command(where) if mlflow else None,
+        warnings=tuple(warnings_of((*stored.records, *stored.runs))),
     )
 
 

@@ -280,6 +280,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
     STUDY may be left out when there is only one.
     """
     from hpsearch import places
+    from hpsearch.diagnosis import warnings_of
     from hpsearch.reporting import study_json
     from hpsearch.terminal import columns, percent, values
 
@@ -295,6 +296,8 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
         state = r.status.value.lower() + "*" * bool(r.reused)
         line = f"{r.number:>5} {state:<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
         click.echo(line + (f"\n      {r.error}" if r.error else ""))
+    for text in warnings_of((*found.records, *found.runs)):
+        click.echo(f"Warning: {text}")
     if reused := sum(bool(r.reused) for r in found.records):
         click.echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
 
@@ -402,6 +405,35 @@ def export(
         click.echo(json.dumps(asdict(done) | ({"registered": asdict(kept)} if kept else {}), indent=2))
     else:
         click.echo("\n".join([*export_lines(done), *(registered_lines(kept) if kept else [])]))
+
+
+@main.command()
+@click.argument("study")
+@click.argument("trial")
+@click.option("--verify", is_flag=True, help="end with exit code 3 where what comes out is not what is recorded")
+@stored
+@guarded
+def replay(study: str, trial: str, verify: bool, storage: str | None, as_json: bool) -> None:
+    """Train a recorded trial again, and compare it.
+
+    TRIAL is a number, or the name of a run beside the search such as confirm-0003-seed-1. It gets the study's own images, weights,
+    seed and settings; on a CPU with the same libraries every number is the same to the last bit. A trial that was stopped is trained
+    to the epoch where it was. Nothing of the study is changed.
+    """
+    from rich.console import Console
+
+    from hpsearch import replaying
+    from hpsearch.errors import LookCloser
+    from hpsearch.printing import Steps
+    from hpsearch.summary import replay_lines
+    from hpsearch.types import finite_json
+
+    with Steps(Console(stderr=True)) as steps:
+        done = replaying.replay(located(storage, track=False), study, trial, steps.say)
+    click.echo(json.dumps(finite_json(asdict(done)), indent=2) if as_json else "\n".join(replay_lines(done)))
+    if verify and done.verdict == replaying.DIFFERENT:
+        at = f" from epoch {done.first} on" if done.first is not None else ""
+        raise LookCloser(f"{done.trial} of '{done.study}' is not what is recorded{at}")
 
 
 @main.command("test")

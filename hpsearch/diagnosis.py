@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from hpsearch.types import Status, TrialRecord
+from hpsearch.types import Params, Status, TrialRecord
 
 SHORTEST = 3  # epochs below which nothing is said
 BLOWN = 2.0  # times the first epoch's losses, both: diverged
@@ -16,11 +17,80 @@ LOW = 0.1  # nats of training loss at which there is nothing left to learn
 ROSE = 0.05  # share by which the validation loss ends above its minimum in over-fitting
 NOISE = 0.01  # nats that it must rise at least
 HIGH = 1.0, 0.5  # nats, and share of the first: losses that both end above both are high, as under-fitting has them
+LENGTHS = frozenset({"epochs", "early_stopping"})  # settings that do not change how a training begins
+ALIKE = 2  # epochs that must be equal before two trainings are said to be the same
 FALLING = 0.05  # share that both losses lose in the last quarter of the epochs in under-fitting
 
 
 def diagnose(record: TrialRecord) -> str:
-    """The verdict on a trial, with its numbers; a function of the record's curve and error alone."""
+    """The verdict on a trial, with its numbers; a function of the record's curve, error and remark alone."""
+    verdict = by_curve(record)
+    return f"{record.remark}; {verdict}" if record.remark else verdict
+
+
+def diagnoses(records: Iterable[TrialRecord]) -> dict[int, str]:
+    """The verdicts on trials that have ended, by number; with what is strange about several together."""
+    found = {r.number: (r, diagnose(r)) for r in records if r.status.ended}
+    said = {number: verdict for number, (_, verdict) in found.items()}
+    for twin in twins(r for r, _ in found.values()):
+        said[twin.second.number] += f"; {twin.sentence}"
+    return said
+
+
+def warnings_of(records: Sequence[TrialRecord], most: int = 5) -> list[str]:
+    """What a person should know of a study's trainings beyond their scores, a line each; at most so many, and how many more."""
+    found = [f"{r.name}: {r.remark}" for r in records if r.remark] + [twin.sentence for twin in twins(records)]
+    return found[:most] + ([f"... and {len(found) - most:,} more like these"] if len(found) > most else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Two trainings that went the same way to the last bit under settings that differ."""
+
+    first: TrialRecord
+    second: TrialRecord
+    differ: tuple[str, ...]  # settings
+
+    @property
+    def sentence(self) -> str:
+        """What to think of it."""
+        what = ", ".join(self.differ[:4]) + (f" and {len(self.differ) - 4} more" if len(self.differ) > 4 else "")
+        return f"{self.second.name} has the very losses of {self.first.name}, though {what} differ: is that setting used at all?"
+
+
+def twins(records: Iterable[TrialRecord]) -> tuple[Twin, ...]:
+    """Trainings with equal losses in every epoch that both have, each with the first that it equals; results that were reused do not count.
+
+    Two that differ in how long they were planned to go on may begin alike.
+    """
+    families: dict[tuple[float, float], list[TrialRecord]] = {}
+    found = []
+    for record in records:
+        if not record.curve or record.reused:
+            continue
+        first = losses(record)[0]
+        for other in families.get(first, ()):
+            differ = tuple(name for name in settings_of(record) if settings_of(record)[name] != settings_of(other).get(name))
+            pairs = list(zip(losses(record), losses(other), strict=False))
+            if set(differ) - LENGTHS and len(pairs) >= ALIKE and all(a == b for a, b in pairs):
+                found.append(Twin(other, record, differ))
+                break
+        families.setdefault(first, []).append(record)
+    return tuple(found)
+
+
+def losses(record: TrialRecord) -> list[tuple[float, float]]:
+    """Both losses of each epoch."""
+    return [(float(row.get("val_loss", math.nan)), float(row.get("train_loss", math.nan))) for row in record.curve]
+
+
+def settings_of(record: TrialRecord) -> Params:
+    """The configuration as the trainer used it: batches of at most 32 and of at most 25 may be the same ones."""
+    return {**record.params, **record.effective}
+
+
+def by_curve(record: TrialRecord) -> str:
+    """The verdict on a trial by its curve."""
     rows = record.curve
     val, train = ([float(row.get(name, math.nan)) for row in rows] for name in ("val_loss", "train_loss"))
     epochs = [int(row.get("epoch", at)) for at, row in enumerate(rows, start=1)]

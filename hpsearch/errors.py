@@ -6,6 +6,7 @@ HpsearchError
 ├── FixSetup          the machine or its files are not as needed: repair them and try again
 ├── WaitOrStop        somebody else holds the study: wait, or stop them
 ├── NotFound          no such study or trial
+├── LookCloser        what was checked is not as it should be: read what was printed
 └── Interrupted       stopped on request; the same command goes on
 
 A failed trial is a value (`types.Outcome`), never an exception.
@@ -41,6 +42,10 @@ class NotFound(HpsearchError):
     """No study or trial of this name."""
 
 
+class LookCloser(HpsearchError):
+    """A check ended, and what it looked at is not as it should be; what was found has been told."""
+
+
 class Interrupted(HpsearchError):
     """Stopped by a signal after a neat shutdown; `signal_number` says which."""
 
@@ -59,6 +64,7 @@ CODES: tuple[tuple[type[HpsearchError], int, int], ...] = (
     (NotFound, 2, 404),
     (WaitOrStop, 1, 423),
     (FixSetup, 1, 503),
+    (LookCloser, 3, 409),
     (Interrupted, 130, 499),
     (HpsearchError, 1, 500),
 )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.diagnosis import diagnose
+from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, nearest
 from hpsearch.places import Place, read, ui_command
 from hpsearch.proof import proven
@@ -161,7 +161,7 @@ def report_json(study: StoredStudy, view: StudyView) -> dict[str, Any]:
         "generated": view.generated,
         "summary": summary,
         "importance": {"method": view.importance_method, "shares": dict(view.importance)},
-        "diagnoses": {str(r.number): diagnose(r) for r in study.records if r.status.ended},
+        "diagnoses": {str(number): text for number, text in diagnoses(study.records).items()},
         "proof": asdict(view.proof) if view.proof else None,
         "runs": [record_json(r) for r in study.runs],
         "data": asdict(view.data) if view.data else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
 from hpsearch.machine import crew
+from hpsearch.provenance import commit, versions
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
 from hpsearch.types import Prepared, Say
 
@@ -109,7 +110,13 @@ def kernel_of(spec: StudySpec, prepared: Prepared, folder: Path, workers: int) -
     """How workers build the kernel of a study whose space is bound, with what preparing found."""
     from hpsearch.executors.worker import KernelRef
 
+    provenance = {"versions": versions(), "commit": commit(), "workers": workers}
+    return KernelRef(KERNEL, kernel_config(spec.resolved(), prepared, folder, workers) | {"provenance": provenance})
+
+
+def kernel_config(resolved: Mapping[str, Any], prepared: Prepared, folder: Path, workers: int) -> dict[str, Any]:
+    """What the kernel of a resolved study is built from."""
     found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
-    if len(spec.models) > 1:
+    if prepared.models:
         found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}
-    return KernelRef(KERNEL, spec.resolved() | {"folder": str(folder), "workers": workers} | found)
+    return {**resolved, "folder": str(folder), "workers": workers, **found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from hpsearch.types import OBJECTIVES, TrialRecord
 if TYPE_CHECKING:
     from hpsearch.actions import Summary
     from hpsearch.compared import Compared
+    from hpsearch.replaying import Replayed
 
 WIDTH = 79  # characters of a sentence's line
 
@@ -33,6 +35,9 @@ def summary_lines(s: Summary) -> list[str]:
         lines += ["", f"Best: trial {best.number}  {score(best)}{confirmed}", *parameters(best), ""]
         lines += [*gain(best, s.default), ""] if s.proof is None or not s.proof.gains else []
         lines += proof_lines(s.proof, best.objective) if s.proof else []
+    lines += [""] if lines[-1] else []
+    for text in s.warnings:
+        lines += sentence(f"Warning: {text}", rest="  ")
     lines += [""] if lines[-1] else []
     for label, value in (("Report", s.report), ("Weights", s.weights), ("MLflow", s.ui_command)):
         lines += [f"{label + ':':<9}{value}"] if value else []
@@ -156,6 +161,47 @@ def better(key: str, e: Estimate) -> str:
 def plain(key: str, scores: Mapping[str, Estimate]) -> str:
     """A mean alone."""
     return shown_value(key, scores[key].mean) if key in scores and key in OBJECTIVES else "-"
+
+
+# ---------------------------------------------------------------- a trial trained again
+
+
+def replay_lines(done: Replayed) -> list[str]:
+    """Both curves side by side, the epochs that differ marked, and the verdict."""
+    lines = [f"{done.study}, {done.trial}: as recorded, and trained again", ""]
+    lines.append(f"{'':>7}{'validation loss':>24}{'training loss':>24}{'accuracy %':>18}")
+    lines.append(f"{'epoch':>7}" + f"{'recorded':>13}{'again':>11}" * 2 + f"{'recorded':>10}{'again':>8}")
+    nothing: Mapping[str, float] = {}
+    for before, now in itertools.zip_longest(done.recorded, done.replayed, fillvalue=nothing):
+        epoch = int(before.get("epoch") or now["epoch"])
+        cells = [f"{cell(before.get(key)):>13}{cell(now.get(key)):>11}" for key in ("val_loss", "train_loss")]
+        shares = f"{share(before.get('accuracy')):>10}{share(now.get('accuracy')):>8}"
+        mark = " <" if done.first is not None and epoch >= done.first else ""
+        lines.append(f"{epoch:>7}" + "".join(cells) + shares + mark)
+    lines.append("")
+    for text in done.remarks:
+        lines += sentence(text, "  ")
+    if done.remarks and not done.exact:
+        lines += sentence("Equality to the last bit is promised on a CPU with the same libraries, threads and instructions only.")
+    gaps = ", ".join(f"{key} {gap:.2g}" for key, gap in sorted(done.largest.items(), key=lambda item: -item[1])[:4])
+    as_well = ", and so are the weights that it kept" if done.weights == "equal" else ""
+    as_well = ", and it failed as recorded" if done.status["recorded"] == done.status["replayed"] == "FAILED" else as_well
+    told = {
+        "equal": f"Equal: {len(done.recorded):,} epochs are the same to the last bit{as_well}.",
+        "close": f"Close: the same within 2 % or 0.01; largest differences: {gaps}.",
+        "different": f"Different{f' from epoch {done.first} on' if done.first else ''}{f'; largest differences: {gaps}' if gaps else ''}.",
+    }
+    return [*lines, *sentence(told[done.verdict])]
+
+
+def cell(loss: float | None) -> str:
+    """A loss with as many digits as tell two apart on one line."""
+    return "-" if loss is None else f"{loss:.6f}"
+
+
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 # ---------------------------------------------------------------- samplers compared

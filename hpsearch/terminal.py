@@ -199,7 +199,8 @@ class Lines:
         if record.setup is not None:
             done, total = len(self.board.beside), self.board.stage_runs
         head = f"[{done}/{total}] {label(record)} {record.status.value.lower()}"
-        return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{lead}{star}"
+        remark = f"\n      Warning: {record.remark}" if record.remark else ""
+        return f"{head} {loss} {record.seconds:.1f} s  {settings(record.params)}{lead}{star}{remark}"
 
     def close(self) -> None:
         """Nothing is open."""
@@ -226,6 +227,8 @@ class LiveTable:
         self.board.note(event)
         if isinstance(event, WorkerReady):
             self.doing = ""
+        elif isinstance(event, TrialEnded) and event.record.remark:
+            self.live.console.print(f"{label(event.record)}: {event.record.remark}", style="bold red", highlight=False, markup=False)
 
     def close(self) -> None:
         """Leave the last table standing."""

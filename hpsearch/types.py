@@ -166,6 +166,7 @@ class Outcome:
     state: str | None = None  # file from which a stopped trial can go on exactly as if it had not been stopped
     reused: str = ""  # "STUDY, trial N": nothing was trained, these are the results of the same configuration there
     lost: bool = False  # no fault of the trial's: its worker died, hung or lost its device
+    remark: str = ""  # what is wrong with the training, such as layers that got no gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,7 @@ class TrialRecord:
     state: str | None = None  # file that a paused trial goes on from
     setup: Setup | None = None  # of a run beside the search
     reused: str = ""  # as in Outcome; seconds are those that the training took there
+    remark: str = ""  # as in Outcome
 
     @classmethod
     def of(
@@ -227,6 +229,7 @@ class TrialRecord:
             state=outcome.state,
             setup=trial.setup,
             reused=outcome.reused,
+            remark=outcome.remark,
         )
 
     @property
@@ -248,6 +251,31 @@ class TrialRecord:
 def score_of(objective: str, val_loss: float | None, metrics: Mapping[str, float]) -> float | None:
     """The value of `objective` among an epoch's results."""
     return val_loss if objective == "val_loss" else metrics.get(objective)
+
+
+def is_number(value: object) -> bool:
+    """Whether a result is a finite number: storages and samplers take None, text, NaN and infinities for what they like."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def fault_of(progress: Progress) -> str:
+    """Why an epoch's results cannot be used; "" where they can."""
+    found = {"validation loss": progress.val_loss, "training loss": progress.train_loss, **progress.metrics}
+    bad = next((name for name, value in found.items() if not is_number(value)), None)
+    return "" if bad is None else f"diverged: {bad} is {found[bad]!r} after epoch {progress.epoch} of {progress.epochs}"
+
+
+def sound(outcome: Outcome, objective: str) -> Outcome:
+    """The outcome; FAILED in its place where its results are no numbers, since one that is -inf would be the best of all."""
+    score = score_of(objective, outcome.val_loss, outcome.metrics)
+    results = {"val_loss": outcome.val_loss, objective: score} if outcome.status is Status.COMPLETE else {}
+    if outcome.status is Status.PRUNED and outcome.val_loss is not None:
+        results["val_loss"] = outcome.val_loss
+    bad = next((name for name, value in results.items() if not is_number(value)), None)
+    if bad is None:
+        return outcome
+    reason = f"diverged: the trial ended with {bad} {results[bad]!r}, which is no finite number"
+    return Outcome(outcome.trial, Status.FAILED, seconds=outcome.seconds, effective=outcome.effective, error=reason)
 
 
 def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:

@@ -67,7 +67,7 @@ class CurveKernel:
 
     def train(self, trial):
         fault = self.faults.get(trial.number)
-        if fault is not None:
+        if isinstance(fault, str):
             fault = fault.removeprefix("always ") if fault.startswith("always ") or trial.attempt == 1 else None
         best, begun, first, past = None, time.monotonic(), 1, []
         if trial.resume is not None:
@@ -96,9 +96,12 @@ class CurveKernel:
             if fault == "silent":
                 return
             loss = loss_at(trial.params, epoch)
-            metrics, seconds = {"accuracy": 1 / (1 + loss)}, time.monotonic() - begun
-            now = Progress(trial.number, epoch, trial.params["epochs"], loss, loss / 2, metrics, seconds, None, time.time())
-            best = now if best is None or loss < best.val_loss else best
+            results = {"val_loss": loss, "train_loss": loss / 2, "accuracy": 1 / (1 + loss)}
+            if isinstance(fault, dict) and epoch == 2:  # such as {"val_loss": -inf}
+                results |= fault
+            metrics, seconds = {"accuracy": results.pop("accuracy")}, time.monotonic() - begun
+            now = Progress(trial.number, epoch, trial.params["epochs"], **results, metrics=metrics, seconds=seconds, at=time.time())
+            best = now if best is None or not isinstance(best.val_loss, float) or loss < best.val_loss else best
             past.append(now)
             self.note("epoch", trial.number, trial.attempt, epoch, loss)
             if self.folder:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.diagnosis import diagnose
+from hpsearch.diagnosis import diagnose, diagnoses, twins, warnings_of
 from hpsearch.types import Status, TrialRecord
 
 VERDICTS = (
@@ -80,3 +80,61 @@ def test_over_fitting_is_said_only_where_validation_rose_and_training_fell(losse
         at = int(text.split(":")[0].split()[-1]) - 1
         assert val[at] == min(val) < val[-1]
         assert train[-1] < train[at]
+
+
+# ---------------------------------------------------------------- several trials together
+
+
+def trial(number, losses, params, **more):
+    r = record(losses, [2 * loss for loss in losses])
+    return replace(r, number=number, params=params, **more)
+
+
+def pairs(*records):
+    return [(twin.first.number, twin.second.number, twin.differ) for twin in twins(records)]
+
+
+A, B = {"dropout": 0.1, "epochs": 3}, {"dropout": 0.4, "epochs": 3}
+
+
+def test_two_trials_of_one_curve_under_settings_that_differ_are_named():
+    records = [trial(0, [2.0, 1.0, 0.9], A), trial(1, [2.0, 1.0, 0.8], B), trial(2, [2.0, 1.0, 0.9], B)]
+    assert pairs(*records) == [(0, 2, ("dropout",))]
+    (text,) = warnings_of(records)
+    assert text == "trial-0002 has the very losses of trial-0000, though dropout differ: is that setting used at all?"
+    assert diagnoses(records)[2].endswith(text)
+    assert text not in diagnoses(records)[0] + diagnoses(records)[1]
+
+
+def test_a_trial_that_was_cut_short_is_a_twin_of_one_that_went_on():
+    assert pairs(trial(0, [2.0, 1.0, 0.9], A), trial(1, [2.0, 1.0], B, status=Status.PRUNED)) == [(0, 1, ("dropout",))]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        trial(1, [2.0, 1.0, 0.9], A),  # the same configuration
+        trial(1, [2.0, 1.0, 0.9, 0.8], {**A, "epochs": 4}),  # the same, planned longer
+        trial(1, [2.0, 1.0, math.nextafter(0.9, 1)], B),
+        trial(1, [2.0], B),  # too short to tell
+        trial(1, [2.0, 1.0, 0.9], B, reused="s-tpe-r1, trial 0"),
+        trial(1, [2.0, 1.0, 0.9], B, effective={"dropout": 0.1}),  # both came to the same
+        trial(1, [], B),
+    ],
+)
+def test_curves_that_may_be_equal_are_not_held_against_anybody(other):
+    assert pairs(trial(0, [2.0, 1.0, 0.9], A, effective={"dropout": 0.1}), other) == []
+
+
+def test_many_twins_are_said_in_few_lines():
+    records = [trial(n, [2.0, 1.0], {"dropout": n / 100}) for n in range(30)]
+    assert len(twins(records)) == 29
+    lines = warnings_of(records)
+    assert len(lines) == 6
+    assert lines[-1] == "... and 24 more like these"
+
+
+def test_what_a_trial_remarks_comes_before_its_verdict():
+    r = replace(record([2.0, 1.0, 0.5], [2.0, 1.0, 0.5]), remark="no gradient: conv1 (of 4 layers)")
+    assert diagnose(r).startswith("no gradient: conv1 (of 4 layers); ")
+    assert warnings_of([r]) == ["trial-0000: no gradient: conv1 (of 4 layers)"]

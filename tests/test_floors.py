@@ -48,6 +48,7 @@ FLOORS = (
         "hpsearch.machine",
         "hpsearch.faults",
         "hpsearch.keeping",
+        "hpsearch.provenance",
         "hpsearch.diagnosis",
         "hpsearch.statistics",
         "hpsearch.comparison",
@@ -61,7 +62,15 @@ FLOORS = (
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
     ("hpsearch.proving", "hpsearch.startup", "hpsearch.places"),
-    ("hpsearch.actions", "hpsearch.compared", "hpsearch.comparing", "hpsearch.delivery", "hpsearch.publishing", "hpsearch.reporting"),
+    (
+        "hpsearch.actions",
+        "hpsearch.compared",
+        "hpsearch.comparing",
+        "hpsearch.delivery",
+        "hpsearch.publishing",
+        "hpsearch.replaying",
+        "hpsearch.reporting",
+    ),
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary", "hpsearch.race"),
 )
 LOWEST = {
@@ -70,6 +79,7 @@ LOWEST = {
     "hpsearch.types": ("hpsearch.errors",),
     "hpsearch.protocols": ("hpsearch.types", "hpsearch.errors"),
     "hpsearch.seeds": (),
+    "hpsearch.provenance": (),
     "hpsearch.statistics": (),
     "hpsearch.comparison": ("hpsearch.types", "hpsearch.errors", "hpsearch.statistics"),
     "hpsearch.verdict": ("hpsearch.types", "hpsearch.statistics", "hpsearch.comparison"),

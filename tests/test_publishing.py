@@ -113,6 +113,13 @@ def test_a_mirror_is_rebuilt_from_the_storage_and_completed_from_a_half(study, t
     assert again.keys() == lived.keys()
     for name, run in lived.items():
         assert again[name]["params"] == run["params"]
+        own = {
+            "mlflow.parentRunId",
+            "hpsearch.best_run_id",
+            "hpsearch.winner_run_id",
+            "mlflow.note.content",
+        }  # they name runs of their own store
+        assert {k: v for k, v in again[name]["tags"].items() if k not in own} == {k: v for k, v in run["tags"].items() if k not in own}
         assert again[name]["info"][1] == run["info"][1]
         metrics = {k: [(step, value) for step, _, value in points] for k, points in run["metrics"].items() if not k.startswith("system/")}
         assert {k: [(step, value) for step, _, value in points] for k, points in again[name]["metrics"].items()} == metrics

@@ -13,7 +13,7 @@ from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.faults import crash_point
 from hpsearch.keeping import forget_states, write_result
 from hpsearch.protocols import Kernel, Message
-from hpsearch.types import Job, Outcome, Progress, Status, Trial, TrialRecord
+from hpsearch.types import Job, Outcome, Progress, Status, Trial, TrialRecord, fault_of, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,27 @@ def drive(kernel: Kernel, job: Job, worker: int) -> Generator[Message, frozenset
     never the worker.
     """
     live = {trial.number for trial in job.trials}
-    stop: frozenset[int] = frozenset()
+    diverged: frozenset[int] = frozenset()
     try:
         session = kernel.session(job)
         step = next(session)
         while True:
+            step = tuple(failed(item) for item in step if item.trial not in diverged)
             live -= {item.trial for item in step if isinstance(item, Outcome)}
+            diverged |= {item.trial for item in step if isinstance(item, Outcome) and item.status is Status.FAILED}
             stop = yield Message(worker, job.id, step=step)
-            step = session.send(stop)
+            step = session.send(stop | diverged)
     except StopIteration:
         reason = "the session ended without an outcome for this trial"
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     yield Message(worker, job.id, step=failures(live, reason), done=True)
+
+
+def failed(item: Progress | Outcome) -> Progress | Outcome:
+    """The end of a trial in place of an epoch whose results are no numbers: nobody is to judge or store these."""
+    fault = fault_of(item) if isinstance(item, Progress) else ""
+    return Outcome(item.trial, Status.FAILED, seconds=item.seconds, error=fault) if fault else item
 
 
 @dataclass
@@ -149,7 +157,7 @@ class Sessions:
         cut_off = self.keeping and item.status is Status.PRUNED
         if folder is None or cut_off or item.lost:
             return
-        record = TrialRecord.of(trial, item, course.started, time.time(), course.curve, self.objective)
+        record = TrialRecord.of(trial, sound(item, self.objective), course.started, time.time(), course.curve, self.objective)
         if item.status is Status.PRUNED and item.state is not None:
             record = replace(record, status=Status.PAUSED)
         write_result(folder, record, trial.study)

@@ -76,6 +76,7 @@ class DeviceContext:
             "device": torch.cuda.get_device_name(self.device) if self.cuda else "cpu",
             "precision": "bf16" if self.bf16 else "fp32",
             "threads": torch.get_num_threads(),
+            "instructions": "" if self.cuda else torch.backends.cpu.get_cpu_capability(),  # others round otherwise
             "torch": str(torch.__version__),  # its own class would make whoever unpickles it import torch
         }
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpsearch.finetune import beside, heads, metrics, models
+from hpsearch.finetune import beside, heads, idle, metrics, models
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.augment import Strengths
 from hpsearch.finetune.context import DeviceContext
@@ -68,7 +68,8 @@ class FineTuneKernel:
     """Fine-tunes one architecture on one data set; `config` is JSON-able and holds the study's fixed part.
 
     Keys: those of a resolved study, and index and weights_digest (from `prepare`), folder (for checkpoints), device, threads,
-    workers, memory [bytes], graphs (False: steps on CUDA are not captured), fold ([i, n]: trains and validates on fold i of n).
+    workers, memory [bytes], graphs (False: steps on CUDA are not captured), fold ([i, n]: trains and validates on fold i of n),
+    provenance (told among the facts as it is).
     Kernels may share a `context`: then each has a `key` of its own there, and slots that are numbered from `first`.
     """
 
@@ -139,6 +140,7 @@ class FineTuneKernel:
             "weights_digest": self.config.get("weights_digest", ""),
             "trials_per_device": self.slots,
             **self.context.describe(),
+            **self.config.get("provenance", {}),
         }
         return Facts(values, slots=self.slots)
 
@@ -387,6 +389,7 @@ class FineTuneKernel:
             checkpoint=checkpoint,
             per_class=per_class,
             state=state,
+            remark=idle.remark(live, initial, live.optimiser.hyper.weight_decay.item()),
         )
 
 

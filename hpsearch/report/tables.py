@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from hpsearch.diagnosis import diagnose
+from hpsearch.diagnosis import diagnoses
 from hpsearch.proof import Proof
 from hpsearch.recipes import CORE, CRAFT, KNOWN
 from hpsearch.report.objective import objective
@@ -61,13 +61,13 @@ class Summary:
 
 def trials(view: StudyView) -> pd.DataFrame:
     """One row a trial, in order of number."""
-    rows = []
+    rows, verdicts = [], diagnoses(view.records)
     for r in ordered(view):
         row: dict[str, Any] = {"number": r.number, "status": str(r.status), "origin": r.origin}
         row |= {parameter_column(name): r.params.get(name) for name in parameters(view)}
         row |= {"val_loss": finite(r.val_loss), "best_epoch": r.best_epoch, "epochs_trained": len(r.curve), "seconds": r.seconds}
         row |= {name: finite(r.metrics.get(name)) for name in (*METRICS, *FURTHER)}
-        rows.append(row | {"reused": r.reused or None, "diagnosis": diagnose(r) if r.status.ended else None, "error": r.error})
+        rows.append(row | {"reused": r.reused or None, "diagnosis": verdicts.get(r.number), "error": r.error})
     middle = [parameter_column(name) for name in parameters(view)]
     score = objective(view.spec).name
     further = [name for name in FURTHER if name == score or any(row[name] is not None for row in rows)]

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from hpsearch.keeping import read_results, resumed
 from hpsearch.search.records import OPENINGS, RECORD, RUN, run_values
 from hpsearch.search.store import Writer
-from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord
+from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord, sound
 
 
 class ListedRuns:
@@ -63,6 +63,7 @@ class ListedRuns:
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Store how a run ended."""
         trial, started, curve = self.live.pop(outcome.trial)
+        outcome = sound(outcome, self.objective)
         assert trial.setup is not None
         record = TrialRecord.of(trial, outcome, started, time.time(), curve, self.objective)
         self.store(record)

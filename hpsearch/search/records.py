@@ -119,7 +119,7 @@ def extras(record: TrialRecord) -> dict[str, Any]:
         "error": record.error,
         "per_class": dict(record.per_class),
         "state": record.state,
-        **({"reused": record.reused} if record.reused else {}),
+        **{key: value for key in ("reused", "remark") if (value := getattr(record, key))},
     }
 
 

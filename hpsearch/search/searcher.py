@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.faults import crash_point
 from hpsearch.keeping import read_results, resumed
+from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
@@ -26,7 +27,20 @@ from hpsearch.search.store import Writer
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import default_params, grid_points
 from hpsearch.spec import StudySpec
-from hpsearch.types import OBJECTIVES, Facts, Outcome, Params, Progress, Status, Trial, TrialRecord, point_key, progress_of, trial_name
+from hpsearch.types import (
+    OBJECTIVES,
+    Facts,
+    Outcome,
+    Params,
+    Progress,
+    Status,
+    Trial,
+    TrialRecord,
+    point_key,
+    progress_of,
+    sound,
+    trial_name,
+)
 
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 
@@ -246,7 +260,7 @@ class OptunaSearcher:
 
     def tell(self, outcome: Outcome) -> TrialRecord:
         """Take note of how a trial ended and queue it for the storage."""
-        n = outcome.trial
+        n, outcome = outcome.trial, sound(outcome, self.spec.objective)
         record = TrialRecord.of(self.trials[n], outcome, self.started[n], time.time(), self.curves[n], self.spec.objective)
         if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
             return self.pause(record)
@@ -331,7 +345,8 @@ class OptunaSearcher:
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
         stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
-        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": dict(facts.values)}))
+        known = remembered(stored.get("facts", {}), facts.values, time.time())
+        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": known}))
 
     def close(self) -> None:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""

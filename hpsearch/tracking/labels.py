@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from hpsearch import __version__
 from hpsearch.types import Status, StudyStarted, TrialRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
-PACKAGES = ("torch", "optuna", "mlflow")
+APART = ("versions", "commit", "sessions")  # facts that are not a tag as they are
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}  # as MLflow calls them
 LIMIT = 4000  # characters of a tag; MLflow takes 8000
 
@@ -28,11 +24,6 @@ def study_tags(event: StudyStarted) -> dict[str, str]:
     return tags | {"hpsearch.pruner": str(spec["pruner"]["name"]), "hpsearch.score": f"best_{spec['objective']}"}
 
 
-def session_tags(workers: int) -> dict[str, str]:
-    """Who runs the study, with which code: of the latest session."""
-    return {"hpsearch.workers": str(workers), **source_tags(), **versions(), **commit()}
-
-
 def source_tags() -> dict[str, str]:
     """As MLflow's own columns have it."""
     tags = {"mlflow.source.name": "hpsearch", "mlflow.source.type": "LOCAL"}
@@ -41,24 +32,15 @@ def source_tags() -> dict[str, str]:
     return tags
 
 
-def versions() -> dict[str, str]:
-    """Of what the results depend on."""
-    tags = {"hpsearch.version": __version__, "hpsearch.version.python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            tags[f"hpsearch.version.{name}"] = version(name)
+def facts_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a worker found, a tag each; versions and git commit under the names that MLflow and earlier studies have for them."""
+    names = {"weights": "weights_loaded"}  # which file, and what of it did not fit; `hpsearch.weights` is what was asked for
+    tags = {f"hpsearch.{names.get(key, key)}": str(value)[:LIMIT] for key, value in facts.items() if key not in APART}
+    for name, value in facts.get("versions", {}).items():
+        tags["hpsearch.version" if name == "hpsearch" else f"hpsearch.version.{name}"] = value
+    if commit := facts.get("commit"):
+        tags |= {"mlflow.source.git.commit": commit["id"], "hpsearch.git.dirty": str(commit["changed"]).lower()}
     return tags
-
-
-def commit() -> dict[str, str]:
-    """The git commit of the working folder, and whether tracked files differ from it; nothing outside a repository."""
-    with suppress(OSError, subprocess.SubprocessError):
-        head, changed = (
-            subprocess.run(["git", *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-        return {"mlflow.source.git.commit": head, "hpsearch.git.dirty": str(bool(changed)).lower()}
-    return {}
 
 
 def datasets(data: str, facts: Mapping[str, Any]) -> list[DatasetInput]:

@@ -107,7 +107,7 @@ class Mirror:
         records = sorted((r for r in event.records if r.status.ended), key=lambda r: (r.ended or 0.0, r.number))
         begun = min((r.started for r in event.records if r.started is not None), default=None)
         self.find(event, begun)
-        tags = labels.study_tags(event) | (labels.session_tags(event.workers) if self.live else {})
+        tags = labels.study_tags(event) | (labels.source_tags() if self.live else {})
         spec, known = event.spec, self.client.get_run(self.parent).data.params
         params = {key: str(spec[key]) for key in ("data", "model", "weights", "objective", "sampler", "seed")}
         params |= {"pruner": str(spec["pruner"]["name"])}
@@ -194,9 +194,8 @@ class Mirror:
         from mlflow.entities import RunTag
 
         self.classes = facts.get("classes", self.classes)
-        names = {"weights": "weights_loaded"}  # which file, and what of it did not fit; `hpsearch.weights` is what was asked for
-        tags = {f"hpsearch.{names.get(key, key)}": str(value)[: labels.LIMIT] for key, value in facts.items()}
-        self.client.log_batch(self.parent, tags=[RunTag(key, value) for key, value in tags.items()])
+        tags = [RunTag(key, value) for key, value in labels.facts_tags(facts).items()]
+        self.client.log_batch(self.parent, tags=tags)
         if inputs := labels.datasets(self.data, facts):
             self.client.log_inputs(self.parent, datasets=inputs)
 

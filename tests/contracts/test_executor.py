@@ -1,5 +1,6 @@
 """The contract of `protocols.Executor`, over every executor."""
 
+import math
 import time
 from contextlib import closing
 
@@ -206,3 +207,32 @@ def test_a_worn_worker_is_replaced_after_its_job_and_no_trial_is_lost():
             assert [o.status for o in items(seen, Outcome)] == [Status.COMPLETE]
             assert executor.free() == 0
         assert len(set(pids)) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"val_loss": math.nan},
+        {"val_loss": -math.inf},
+        {"train_loss": math.inf},
+        {"val_loss": None},
+        {"val_loss": "1.5"},
+        {"accuracy": math.nan},
+        {"accuracy": None},
+    ],
+    ids=str,
+)
+def test_an_epoch_without_numbers_ends_the_trial_and_nobody_judges_it(kind, fault):
+    executor = make(kind, {"faults": {0: fault}}, workers=1)
+    judged = []
+    try:
+        started(executor)
+        outcomes = run(executor, [Trial(0, PARAMS), Trial(1, PARAMS)], lambda p: bool(judged.append((p.trial, p.epoch))))
+    finally:
+        executor.close()
+    assert outcomes[0].status is Status.FAILED
+    assert outcomes[0].error.startswith("diverged: ")
+    assert "after epoch 2 of 4" in outcomes[0].error
+    assert outcomes[0].val_loss is None
+    assert outcomes[1].status is Status.COMPLETE
+    assert [epoch for trial, epoch in judged if trial == 0] == [1]

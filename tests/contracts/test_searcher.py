@@ -1,5 +1,6 @@
 """The contract of `protocols.Searcher`, over every sampler and pruner, against the real storage."""
 
+import math
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -126,6 +127,41 @@ def test_an_interrupted_study_proposes_what_the_uninterrupted_one_would_have(fol
         s.ask(1)
         s.close()
     assert [replace(timeless(r), attempt=1) for r in found] == expected
+
+
+NO_NUMBERS = (math.nan, math.inf, -math.inf, float("1e400"), None, "1.5", "nan", True, [0.1])
+
+
+@pytest.mark.parametrize("objective", ["val_loss", "accuracy"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_result_that_is_no_number_is_a_failure_and_never_the_best(folder, sampler, objective):
+    s = searcher(folder, study(sampler, objective=objective))
+    honest = run(s, 3)
+    for value in NO_NUMBERS:
+        (trial,) = s.ask(1)
+        metrics = {"accuracy": value if objective == "accuracy" else 0.9}
+        loss = value if objective == "val_loss" else 0.1
+        told = s.tell(Outcome(trial.number, Status.COMPLETE, loss, 1, 0.1, metrics, trial.params))
+        assert told.status is Status.FAILED
+        assert told.error.startswith("diverged: ")
+        assert repr(value) in told.error
+    later = run(s, 16)  # the sampler goes on, whatever it was told
+    s.close()
+    records = read_study(open_storage(url(folder)), "s").records
+    assert [r.status for r in records[3 : 3 + len(NO_NUMBERS)]] == [Status.FAILED] * len(NO_NUMBERS)
+    assert all(r.score is None for r in records if r.status is Status.FAILED)
+    assert best_record(records).number in {r.number for r in (*honest, *later)}
+    theirs = optuna.load_study(study_name="s", storage=url(folder))
+    assert {t.number for t in theirs.trials if t.state is optuna.trial.TrialState.FAIL} == {r.number for r in records if r.error}
+    assert theirs.best_trial.number == best_record(records).number
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, "1.5"])
+def test_a_pruned_trial_whose_result_is_no_number_failed(folder, value):
+    s = searcher(folder, study())
+    (trial,) = s.ask(1)
+    assert s.tell(Outcome(trial.number, Status.PRUNED, value, 1, 0.1, {}, trial.params)).status is Status.FAILED
+    s.close()
 
 
 # ---------------------------------------------------------------- conditions
