@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
@@ -34,8 +35,8 @@ def result_path(folder: Path | str, name: str) -> Path:
     return Path(folder) / RESULTS / f"{name}.json"
 
 
-def patiently(write: Callable[[], None]) -> None:
-    """Call what writes a file, again and again while the disk is full."""
+def patiently(write: Callable[[], None], folder: Path | str) -> None:
+    """Call what writes a file into `folder`, again and again while the disk is full."""
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
@@ -43,7 +44,8 @@ def patiently(write: Callable[[], None]) -> None:
         except OSError as error:
             if error.errno not in FULL or time.monotonic() > give_up:
                 raise
-        pulse()
+        free = shutil.disk_usage(folder).free / 2**20
+        pulse(f"The disk of {folder} is full ({free:.1f} MB left): training waits; free some space and it goes on")
         time.sleep(1.0)
 
 
@@ -71,7 +73,7 @@ def write_durably(path: Path, text: str) -> None:
 def write_result(folder: Path | str, record: TrialRecord, study: str) -> None:
     """Keep the result of a trial of the study with that uid."""
     text = json.dumps({"study": study, **asdict(record)})
-    patiently(lambda: write_durably(result_path(folder, record.name), text))
+    patiently(lambda: write_durably(result_path(folder, record.name), text), folder)
     crash_point("result-written")
 
 

@@ -44,14 +44,14 @@ def shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-listeners: list[Callable[[], None]] = []
+listeners: list[Callable[[str], None]] = []
 """Who watches this process, if it is a worker."""
 
 
-def pulse() -> None:
-    """Say that long work gets on, or waits for a good reason."""
+def pulse(why: str = "") -> None:
+    """Say that long work gets on, or `why` it waits, which a person should know."""
     for hear in listeners:
-        hear()
+        hear(why)
 
 
 def usable_cores() -> int:

@@ -18,6 +18,7 @@ from hpsearch.types import (
     Event,
     Facts,
     Job,
+    Notice,
     Outcome,
     Progress,
     Status,
@@ -61,6 +62,7 @@ class Orchestrator:
         self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
         self.interrupted: set[int] = set()
         self.trials: dict[int, Trial] = {}  # as handed out last
+        self.noticed = ""  # what a worker said last
         self.exhausted = False
         self.facts, self.tidy = facts, tidy
         self.best = best_record(searcher.records())
@@ -151,6 +153,9 @@ class Orchestrator:
                 self.facts = message.facts
                 self.searcher.remember(message.facts)
             self.record(WorkerReady(message.worker, message.facts.values))
+        if message.notice and message.notice != self.noticed:
+            self.noticed = message.notice
+            self.record(Notice(message.notice))
         progress = [item for item in message.step if isinstance(item, Progress)]
         if progress:
             assert message.job is not None

@@ -51,6 +51,7 @@ class Message:
     step: Step = ()
     done: bool = False
     error: HpsearchError | None = None  # the worker cannot work: the study ends
+    notice: str = ""  # what a person should read
     worn: str = ""  # why the worker takes no more jobs and is replaced once its sessions are over
 
 

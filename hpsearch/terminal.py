@@ -17,6 +17,7 @@ from rich.text import Text
 from hpsearch.types import (
     EpochDone,
     Event,
+    Notice,
     Params,
     Progress,
     StageStarted,
@@ -24,6 +25,7 @@ from hpsearch.types import (
     StudyEnded,
     StudyStarted,
     Trial,
+    TrialAgain,
     TrialEnded,
     TrialPaused,
     TrialRecord,
@@ -105,6 +107,8 @@ class Board:
                 self.paused.discard(trial.number)
             case EpochDone(progress, _, _):
                 self.running[progress.trial] = (self.running[progress.trial][0], progress)
+            case TrialAgain(trial):
+                self.running.pop(trial.number, None)
             case TrialPaused(record):
                 self.running.pop(record.number, None)
                 self.paused.add(record.number)
@@ -189,6 +193,8 @@ class Lines:
                 self.say(f"{title}: {runs} run{'s' * (runs != 1)}")
             case TrialEnded(record, best):
                 self.say(self.line(record, best))
+            case TrialAgain() | Notice():
+                self.say(news(event))
 
     def line(self, record: TrialRecord, best: int | None) -> str:
         """One ended trial."""
@@ -227,6 +233,8 @@ class LiveTable:
         self.board.note(event)
         if isinstance(event, WorkerReady):
             self.doing = ""
+        if isinstance(event, TrialAgain | Notice):
+            self.live.console.print(news(event), highlight=False, markup=False)
         elif isinstance(event, TrialEnded) and event.record.remark:
             self.live.console.print(f"{label(event.record)}: {event.record.remark}", style="bold red", highlight=False, markup=False)
 
@@ -276,6 +284,11 @@ class LiveTable:
             state = Text("best" if self.board.best is record else record.status.value.lower(), style=COLOURS[record.status])
             table.add_row(label(record, short=True), state, at, loss, percent(record.metrics), *values(record.params))
         return table
+
+
+def news(event: TrialAgain | Notice) -> str:
+    """What a person should read above the table."""
+    return event.text if isinstance(event, Notice) else f"{event.reason}: {label(event.trial)} goes on, attempt {event.trial.attempt}"
 
 
 def label(trial: Trial | TrialRecord, short: bool = False) -> str:

@@ -508,6 +508,13 @@ class TrialAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a person should read while the study runs, such as a full disk that it waits for."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class EpochDone:
     """A trial reported an epoch; `stop` is the pruner's verdict."""
 
@@ -552,6 +559,7 @@ Event: TypeAlias = (
     | TrialStarted
     | EpochDone
     | TrialAgain
+    | Notice
     | TrialPaused
     | TrialEnded
     | StudyEnded

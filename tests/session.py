@@ -1,23 +1,26 @@
-"""One session of a study as a process of its own, with the real loop, searcher, storage and workers, and a kernel that keeps a ledger.
+"""One session of a study as a process of its own, with the real loop, searcher, storage, workers and mirror, and a kernel that keeps a ledger.
 
-python -m tests.session FOLDER: what is asked for is in FOLDER/session.json.
+python -m tests.session FOLDER: what is asked for is in FOLDER/session.json. `mutant` takes one safeguard away, to see that its loss is noticed.
 """
 
+import contextlib
 import json
 import os
 import sys
 from contextlib import closing
 from pathlib import Path
 
+
+from hpsearch import keeping, machine, tracking
 from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
-from hpsearch.machine import outlive, stop_signals, study_lock
+from hpsearch.machine import stop_signals
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import GRACE
-from hpsearch.search.searcher import OptunaSearcher
-from hpsearch.search.store import open_storage
+from hpsearch.search import searcher as searching
+from hpsearch.search import store
 from hpsearch.spec import parse_spec
-from hpsearch.types import TrialAgain
+from hpsearch.types import StudyEnded, TrialAgain, best_record
 
 
 class Told:
@@ -31,18 +34,80 @@ class Told:
         pass
 
 
-def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, **config):
+def without_adoption():
+    """What trials left in the folder is not looked at."""
+    searching.read_results = lambda folder, study: {}
+
+
+def without_states():
+    """An interrupted trial begins anew."""
+    searching.resumed = lambda trial, folder: None
+
+
+def without_waiting():
+    """Workers of a killed session are not waited for, nor do workers claim their place."""
+    machine.outlive = lambda folder, grace, say=None: None
+    machine.claim = lambda path, patience: contextlib.nullcontext()
+
+
+def without_lock():
+    """Two orchestrators may run one study."""
+    machine.study_lock = lambda folders, name: contextlib.nullcontext()
+
+
+def without_requeue():
+    """Trials that were running when the session died stay so."""
+    recall = searching.OptunaSearcher.recall
+
+    def forgetful(self, results):
+        recall(self, results)
+        self.again.clear()
+
+    searching.OptunaSearcher.recall = forgetful
+
+
+def without_immediate():
+    """A transaction takes the write lock only when it writes."""
+    store.begin_immediate = lambda connection: connection.exec_driver_sql("BEGIN")
+
+
+def without_reconciling():
+    """The mirror takes the runs that it finds for whole."""
+    from hpsearch.tracking.mirror import Mirror
+
+    def trusting(self, event, ended):
+        for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
+            self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
+
+    Mirror.adopt = trusting
+
+
+MUTANTS = {name.removeprefix("without_"): mutant for name, mutant in list(globals().items()) if name.startswith("without_")}
+
+
+def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, mutant=None, **config):
     os.environ["HPSEARCH_PLACE"] = str(place)
-    spec = parse_spec({"name": "s", "sampler": sampler, "trials": trials, "pruner": "none", "seed": seed, "space": {"epochs": epochs}})
-    config |= {"folder": str(place), "ledger": str(place / "ledger")}
+    if mutant is not None:
+        MUTANTS[mutant]()
+    space = space or {"epochs": epochs}
+    spec = parse_spec({"name": "s", "sampler": sampler, "trials": trials, "pruner": "none", "seed": seed, "space": space})
+    config |= {"folder": str(place), "ledger": str(place / "ledger"), "mutant": mutant}
     executor = ProcessExecutor(KernelRef("tests.kernels:curves", config), workers, preload=("tests.kernels",), stall=stall)
-    with study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
-        storage = open_storage(f"sqlite:///{place}/hpsearch.db", create=True)
-        outlive(place, GRACE)
-        with closing(OptunaSearcher(spec, storage, folder=place)) as searcher:
-            loop = Orchestrator(searcher, executor, [Told()], budget=trials, stop=lambda: "interrupted" if stopped_by() else None)
+    with machine.study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
+        mirror = tracking.MlflowTracker(f"sqlite:///{place}/mlflow.db", place) if mlflow else None
+        trackers = [Told(), *([mirror] if mirror else [])]
+        storage = store.open_storage(f"sqlite:///{place}/hpsearch.db", create=True)
+        machine.outlive(place, GRACE)
+        with closing(searching.OptunaSearcher(spec, storage, folder=place)) as searcher:
+            loop = Orchestrator(searcher, executor, trackers, budget=trials, stop=lambda: "interrupted" if stopped_by() else None)
             reason = loop.run("s", spec.resolved())
-    return 0 if reason == "budget" else 130
+            records = tuple(searcher.records())
+        if mirror:
+            mirror.record(StudyEnded(reason, best_record(records), records[0]))
+            mirror.close()
+            if mirror.problem:
+                print(mirror.problem, flush=True)
+    return 0 if reason in ("budget", "exhausted") else 130
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
     sessions: Sessions | None = None
     last = time.monotonic()
 
-    def beat() -> None:
+    def beat(why: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= BEAT:
             last = time.monotonic()
-            connection.send(Message(worker, None))
+            connection.send(Message(worker, None, notice=why))
 
     machine.listeners.append(beat)
     try:

@@ -373,7 +373,7 @@ class FineTuneKernel:
             about |= {"trial": beside.identity(trial), "epoch": kept.epoch, "val_loss": kept.val_loss, "params": dict(trial.params)}
             about |= {"scratch": trial.setup is not None and trial.setup.scratch, "fold": self.config.get("fold")}
             whole = {**initial, **live.best.state}
-            patiently(lambda: save_tensors(whole, path, {"hpsearch": json.dumps(about)}))
+            patiently(lambda: save_tensors(whole, path, {"hpsearch": json.dumps(about)}), folder)
             checkpoint = str(path)
         elif folder is not None and (self.context.keeping or self.config["pruner"]["name"] == "halving"):
             state = str(state_path(folder, trial.name))

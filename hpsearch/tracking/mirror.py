@@ -27,6 +27,7 @@ from hpsearch.types import (
     StudyEnded,
     StudyStarted,
     Trial,
+    TrialAgain,
     TrialEnded,
     TrialPaused,
     TrialRecord,
@@ -80,6 +81,8 @@ class Mirror:
             case TrialStarted(trial, at):
                 self.trials.setdefault(trial.number, (trial, at))
                 self.curves.setdefault(trial.number, [])  # one that goes on from a rung has its curve
+            case TrialAgain(trial):
+                self.retract(trial.number)
             case TrialPaused():
                 self.flush()
             case EpochDone(progress, _, at):
@@ -92,6 +95,13 @@ class Mirror:
             case ComparisonEnded():
                 self.compare(event)
         self.beat()
+
+    def retract(self, number: int) -> None:
+        """Take back what is known of a trial that was lost with its worker: its epochs come again."""
+        if number in self.runs:
+            self.client.delete_run(self.runs.pop(number))
+        for kept in (self.trials, self.curves, self.sent):
+            kept.pop(number, None)
 
     def waiting(self) -> int:
         """How many epochs MLflow has not been sent."""
