@@ -1,6 +1,6 @@
-"""One session of a study as a process of its own, with the real loop, searcher, storage, workers and mirror, and a kernel that keeps a ledger.
+"""One session of a study as a process of its own: the real loop, searcher, storage, workers and mirror, and a kernel that keeps a ledger.
 
-python -m tests.session FOLDER: what is asked for is in FOLDER/session.json. `mutant` takes one safeguard away, to see that its loss is noticed.
+python -m tests.session FOLDER: what is asked for is in FOLDER/session.json. `mutant` takes one safeguard away, and that must be noticed.
 """
 
 import contextlib
@@ -10,8 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-
-from hpsearch import keeping, machine, tracking
+from hpsearch import machine, tracking
 from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
@@ -45,9 +44,8 @@ def without_states():
 
 
 def without_waiting():
-    """Workers of a killed session are not waited for, nor do workers claim their place."""
+    """Workers of a killed session are not waited for."""
     machine.outlive = lambda folder, grace, say=None: None
-    machine.claim = lambda path, patience: contextlib.nullcontext()
 
 
 def without_lock():
@@ -80,6 +78,10 @@ def without_reconciling():
             self.runs[int(run.data.tags["hpsearch.trial"])] = run.info.run_id
 
     Mirror.adopt = trusting
+
+
+def without_rename():
+    """A result is written where it is read (in the workers: see tests/kernels.py)."""
 
 
 MUTANTS = {name.removeprefix("without_"): mutant for name, mutant in list(globals().items()) if name.startswith("without_")}

@@ -27,6 +27,7 @@ from hpsearch.types import Job, Outcome, Say
 
 BEAT = 1.0  # seconds between signs of life of a worker that trains
 STALL = 300.0  # seconds without one after which a worker hangs
+BIRTHS = 5  # tries to start a worker that is killed before it is ready
 KEEP = "keep"  # to a worker: trials that are stopped from now on are to go on later
 
 
@@ -115,6 +116,7 @@ class ProcessExecutor:
             forkserver.ensure_running()  # returns at once; it imports while the caller goes on
         self.seats: list[Seat] = []
         self.looked = time.monotonic()
+        self.unborn = 0  # workers in a row that died before they were ready
 
     def start(self) -> None:
         """Fork the workers; waits for the server's imports."""
@@ -179,7 +181,7 @@ class ProcessExecutor:
             return self.bury(worker)
         seat.heard = time.monotonic()
         if message.facts is not None:
-            seat.slots = message.facts.slots
+            seat.slots, self.unborn = message.facts.slots, 0
         if message.job is not None:
             seat.jobs[message.job] -= {item.trial for item in message.step if isinstance(item, Outcome)}
             if message.done:
@@ -197,6 +199,10 @@ class ProcessExecutor:
         kill_group(seat.process.pid or 0)  # what it started
         seat.connection.close()
         if not seat.slots:
+            self.unborn += 1
+            if code < 0 and self.unborn < BIRTHS:
+                self.seats[worker] = self.hire(worker)
+                return []
             return [Message(worker, None, error=FixSetup(f"worker {worker} {cause} before it was ready: is there enough memory?"))]
         self.seats[worker] = self.hire(worker)
         reason = f"worker {worker} {cause} while training"

@@ -1,0 +1,264 @@
+"""A storm of kill -9 over a study, and what is left of it: checked against what the trainer itself wrote down.
+
+python -m tests.storm [--seed S] [--kills N] [--points N]: prints one line, exit code 0 when all of it is as promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import optuna
+import psutil
+from mlflow import MlflowClient
+
+from hpsearch.search.store import open_storage
+from hpsearch.tracking import create_store
+from tests.kernels import loss_at
+
+ROOT = Path(__file__).parents[1]
+SHARES = {"orchestrator": 30, "worker": 60, "tracker": 10}
+EPOCHS = 5
+GIVEN_UP = "for the 3. time"
+
+
+@dataclass
+class Toll:
+    """What a storm cost. All but kills, attempts, given_up and wall are to be zero."""
+
+    kills: dict[str, int] = field(default_factory=dict)
+    lost: int = 0  # trials that were complete once, and are not, or with another value
+    dup: int = 0  # points with more than one trial
+    missing: int = 0  # points without a complete trial, not counting those given up with a reason
+    running: int = 0
+    waiting: int = 0
+    attempts: int = 0  # trainings begun or gone on with
+    retrained: int = 0  # epochs trained again, beyond one for each killed worker
+    wrong: int = 0  # trials whose values are not those that were trained
+    disagree: int = 0  # trials of which MLflow, the result files or the best trial say something else than Optuna
+    orphans: int = 0
+    errors: int = 0  # sessions that ended with an error, though nothing was wrong but the kills
+    given_up: int = 0  # trials that lost their worker three times
+    wall: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything that was promised was kept."""
+        kept = ("lost", "dup", "missing", "running", "waiting", "retrained", "wrong", "disagree", "orphans", "errors")
+        return not any(getattr(self, name) for name in kept)
+
+    def line(self) -> str:
+        """For people and logs."""
+        values = asdict(self) | {"kills": sum(self.kills.values()), "wall": f"{self.wall:.0f}s"}
+        kinds = "/".join(str(self.kills.get(kind, 0)) for kind in SHARES)
+        return " ".join(f"{key}={value}" for key, value in values.items()) + f" ({kinds} of {'/'.join(SHARES)})"
+
+
+def prepare(place: Path) -> None:
+    """Empty stores: their first start has tests of its own."""
+    open_storage(f"sqlite:///{place}/hpsearch.db", create=True).engine.dispose()
+    create_store(f"sqlite:///{place}/mlflow.db")
+
+
+def begin(place: Path, asked: dict[str, object], crash: str = "") -> subprocess.Popen[str]:
+    """Start a session; it does the same thing every time."""
+    (place / "session.json").write_text(json.dumps(asked))
+    environment = os.environ | {"HPSEARCH_CRASH_AT": crash, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (place / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.session", str(place)], cwd=ROOT, env=environment, stdout=log, stderr=log, text=True
+        )
+
+
+def family(session: subprocess.Popen[str]) -> dict[str, list[int]]:
+    """Processes of a session that a storm may hit, by kind."""
+    found: dict[str, list[int]] = {"orchestrator": [session.pid], "worker": [], "tracker": []}
+    try:
+        for child in psutil.Process(session.pid).children():
+            command = " ".join(child.cmdline())
+            if "spawn_main" in command:
+                found["tracker"].append(child.pid)
+            elif "forkserver" in command:
+                found["worker"] += [worker.pid for worker in child.children()]
+    except psutil.Error:
+        return found
+    return found
+
+
+def ours(place: Path) -> list[int]:
+    """Processes that belong to sessions of this place, however orphaned."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            mine = process.environ().get("HPSEARCH_PLACE") == str(place) or str(place) in process.cmdline()
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def ledgered(place: Path) -> int:
+    """How much was trained, in bytes of its ledger."""
+    path = place / "ledger"
+    return path.stat().st_size if path.exists() else 0
+
+
+def complete(place: Path) -> dict[int, float]:
+    """The values of trials that Optuna calls complete."""
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+    return {t.number: t.value for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.value is not None}
+
+
+def grid(points: int) -> dict[str, object]:
+    """A space of so many points."""
+    rates = [10 ** (-4 + 3 * i / 9) for i in range(10)]
+    rest = math.ceil(points / 10)
+    return {
+        "learning_rate": {"choices": rates, "default": rates[3]},
+        "dropout": {"choices": [round(0.01 * i, 2) for i in range(rest)], "default": 0.0},
+        "epochs": EPOCHS,
+        "batch_size": 8,
+        "weight_decay": 0.01,
+        "frozen_layers": 0,
+    }
+
+
+def storm(place: Path, seed: int, kills: int, points: int, sleep: float = 0.15, gap: float = 0.7, **more: object) -> Toll:
+    """Kill until all kills are spent, then let the study end; what it came to."""
+    rng, toll, begun = random.Random(seed), Toll(), time.monotonic()
+    asked = {"trials": points, "space": grid(points), "sampler": "grid", "sleep": sleep, "mlflow": True, **more}
+    told: dict[int, float] = {}
+    session = begin(place, asked)
+    calm = ledgered(place)
+    while sum(toll.kills.values()) < kills:
+        time.sleep(rng.uniform(0.1, 2 * gap))
+        if rng.random() < 0.7:  # else the storm would hit little but starts, which take longest
+            patience = time.monotonic() + 20
+            while ledgered(place) == calm and session.poll() is None and time.monotonic() < patience:
+                time.sleep(0.02)
+        if session.poll() is not None:
+            if session.returncode == 0:
+                break  # the study is whole: the rest of the kills has nothing to hit
+            toll.errors += 1
+            session = begin(place, asked)
+            continue
+        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        victims = family(session)[kind]
+        if not victims:
+            continue
+        if kind == "orchestrator":
+            told |= complete(place) if (place / "ledger").exists() else {}
+        try:
+            os.kill(rng.choice(victims), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        toll.kills[kind] = toll.kills.get(kind, 0) + 1
+        calm = ledgered(place)
+        if kind == "orchestrator":
+            session.wait()
+            session = begin(place, asked)
+    code = session.wait(timeout=600)
+    while code < 0:  # it fell to the last kill
+        session = begin(place, asked)
+        code = session.wait(timeout=600)
+    if code:
+        raise RuntimeError((place / "log").read_text()[-3000:])
+    if toll.kills.get("tracker"):  # a mirror that was killed is completed by the next session
+        code = begin(place, asked).wait(timeout=600)
+    examine(place, toll, told, points)
+    toll.wall = time.monotonic() - begun
+    return toll
+
+
+def examine(place: Path, toll: Toll, told: dict[int, float], points: int) -> None:
+    """Count what is not as it should be, with Optuna's and MLflow's own eyes and the trainer's ledger."""
+    rows = [json.loads(line) for line in (place / "ledger").read_text().splitlines()]
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+    trials = study.get_trials(deepcopy=False)
+    done = {t.number: t for t in trials if t.state.name == "COMPLETE"}
+    reasons = {t.number: (t.user_attrs.get("hpsearch") or {}).get("error") or "" for t in trials}
+    given_up = [t for t in trials if t.state.name == "FAIL" and GIVEN_UP in reasons[t.number]]
+    of_point = Counter(json.dumps(t.params, sort_keys=True) for t in trials)
+    toll.lost = sum(number not in done or done[number].value != value for number, value in told.items())
+    toll.dup = sum(n - 1 for n in of_point.values())
+    toll.given_up = len(given_up)
+    toll.missing = points - len({json.dumps(t.params, sort_keys=True) for t in done.values()}) - len(given_up)
+    toll.running = sum(t.state.name == "RUNNING" for t in trials)
+    toll.waiting = sum(t.state.name == "WAITING" for t in trials)
+    toll.attempts = sum(row[0] == "start" for row in rows)
+    epochs = Counter((row[1], row[3]) for row in rows if row[0] == "epoch")
+    toll.retrained = max(0, sum(n - 1 for n in epochs.values()) - toll.kills.get("worker", 0))
+    params = {row[1]: row[4] for row in rows if row[0] == "start"}
+    for number, trial in done.items():
+        curve = [row["val_loss"] for row in trial.user_attrs["hpsearch"]["curve"]]
+        toll.wrong += curve != [loss_at(params[number], epoch) for epoch in range(1, EPOCHS + 1)] or trial.value != min(curve)
+    toll.disagree = disagreements(place, study, trials)
+    give_up = time.monotonic() + 10
+    while (left := ours(place)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    toll.orphans = len(left)
+
+
+def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.FrozenTrial]) -> int:
+    """Trials on which MLflow, the result files and Optuna differ; one more for the best trial."""
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("s")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=10_000)
+    states = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    children: dict[int, list[object]] = {}
+    for run in runs:
+        if run.data.tags.get("hpsearch.kind") == "trial":
+            children.setdefault(int(run.data.tags["hpsearch.trial"]), []).append(run)
+    wrong = len(set(children) - {t.number for t in trials})
+    for trial in trials:
+        found = children.get(trial.number, [])
+        if len(found) != 1:
+            wrong += 1
+            continue
+        (run,) = found
+        about = trial.user_attrs["hpsearch"]
+        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val_loss")}  # type: ignore[attr-defined]
+        file = json.loads((place / "results" / f"trial-{trial.number:04d}.json").read_text()) if about["status"] == "COMPLETE" else about
+        wrong += not (
+            run.info.status == states.get(trial.state.name)  # type: ignore[attr-defined]
+            and all(run.data.params[key] == str(value) for key, value in trial.params.items())  # type: ignore[attr-defined]
+            and history == {row["epoch"]: row["val_loss"] for row in about["curve"]}
+            and file["curve"] == about["curve"]
+            and (file["status"], file["val_loss"]) == (about["status"], about["val_loss"])
+        )
+    parents = [run for run in runs if run.data.tags.get("hpsearch.kind") == "study"]
+    wrong += [run.data.tags.get("hpsearch.best_trial") for run in parents] != [str(study.best_trial.number)]
+    wrong += [run.info.status for run in parents] != ["FINISHED"]
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--points", type=int, default=120)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        toll = storm(Path(folder), asked.seed, asked.kills, asked.points)
+        print(f"seed={asked.seed} points={asked.points} {toll.line()}")
+        if not toll.clean:
+            print((Path(folder) / "log").read_text()[-2000:], file=sys.stderr)
+    return not toll.clean
+
+
+if __name__ == "__main__":
+    sys.exit(main())
