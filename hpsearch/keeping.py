@@ -17,7 +17,7 @@ from typing import Any
 
 from hpsearch.faults import crash_point
 from hpsearch.machine import pulse
-from hpsearch.types import Setup, Status, Trial, TrialRecord
+from hpsearch.types import Outcome, Setup, Status, Trial, TrialRecord
 
 RESULTS = "results"  # folder of one file a trial, in the study's
 STUDY = "study.json"  # what the trials belong to, there too
@@ -98,6 +98,32 @@ def record_from(values: Mapping[str, Any]) -> TrialRecord:
     kept = {key: value for key, value in values.items() if key in known}
     setup = Setup(**kept["setup"]) if kept.get("setup") else None
     return TrialRecord(**{**kept, "status": Status(kept["status"]), "setup": setup})
+
+
+def outcome_of(record: TrialRecord) -> Outcome:
+    """The outcome that a result was made of."""
+    return Outcome(
+        trial=record.number,
+        status=Status.PRUNED if record.status is Status.PAUSED else record.status,
+        val_loss=record.val_loss,
+        epoch=record.best_epoch,
+        seconds=record.seconds,
+        metrics=record.metrics,
+        effective=record.effective,
+        checkpoint=record.checkpoint,
+        error=record.error,
+        per_class=record.per_class,
+        state=record.state,
+        reused=record.reused,
+        remark=record.remark,
+    )
+
+
+def left_by(trial: Trial, folder: Path | str | None) -> Outcome | None:
+    """What a trial came to whose worker died before it could tell."""
+    place = trial.folder or folder
+    result = read_result(result_path(place, trial.name), trial.study) if place else None
+    return outcome_of(result) if result is not None and result.number == trial.number else None
 
 
 def resumed(trial: Trial, folder: Path | str | None) -> str | None:

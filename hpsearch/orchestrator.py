@@ -180,6 +180,8 @@ class Orchestrator:
         """Tell a trial's outcome, unless it was cut off; it may be over, or wait at a rung."""
         if outcome.trial in self.interrupted:
             return
+        if outcome.lost:
+            outcome = self.searcher.left(outcome.trial) or outcome
         losses = self.trials[outcome.trial].losses + outcome.lost
         if outcome.lost and losses < MOST_LOSSES:
             again = self.trials[outcome.trial] = self.searcher.retry(outcome.trial)

@@ -123,6 +123,10 @@ class Searcher(Protocol):
         """Take note of how a trial ended, or that it waits at a rung."""
         ...
 
+    def left(self, number: int) -> Outcome | None:
+        """What a live trial came to that was lost with its worker, if it left that behind."""
+        ...
+
     def retry(self, number: int) -> Trial:
         """Hand out a live trial again, as its next attempt: its worker was lost."""
         ...

@@ -1,6 +1,6 @@
-"""One session of a study as a process of its own: the real loop, searcher, storage, workers and mirror, and a kernel that keeps a ledger.
+"""One session of a study as a process of its own, with everything real but a kernel that keeps a ledger.
 
-python -m tests.session FOLDER: what is asked for is in FOLDER/session.json. `mutant` takes one safeguard away, and that must be noticed.
+python -m tests.session FOLDER does what FOLDER/session.json asks for, without the safeguard that SESSION_WITHOUT names.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from hpsearch import machine, tracking
+from hpsearch import keeping, machine, tracking
 from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
@@ -81,19 +81,31 @@ def without_reconciling():
 
 
 def without_rename():
-    """A result is written where it is read (in the workers: see tests/kernels.py)."""
+    """A result is written where it is read."""
+
+    def write(path, text):
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+            file.flush()
+            keeping.crash_point("result-aside")
+            file.write(text[len(text) // 2 :])
+
+    keeping.write_durably = write
 
 
 MUTANTS = {name.removeprefix("without_"): mutant for name, mutant in list(globals().items()) if name.startswith("without_")}
 
 
-def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, mutant=None, **config):
+if os.environ.get("SESSION_WITHOUT"):  # read by workers and by the mirror's process too, which import this module
+    MUTANTS[os.environ["SESSION_WITHOUT"]]()
+
+
+def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, **config):
     os.environ["HPSEARCH_PLACE"] = str(place)
-    if mutant is not None:
-        MUTANTS[mutant]()
     space = space or {"epochs": epochs}
     spec = parse_spec({"name": "s", "sampler": sampler, "trials": trials, "pruner": "none", "seed": seed, "space": space})
-    config |= {"folder": str(place), "ledger": str(place / "ledger"), "mutant": mutant}
+    config |= {"folder": str(place), "ledger": str(place / "ledger")}
     executor = ProcessExecutor(KernelRef("tests.kernels:curves", config), workers, preload=("tests.kernels",), stall=stall)
     with machine.study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
         mirror = tracking.MlflowTracker(f"sqlite:///{place}/mlflow.db", place) if mlflow else None

@@ -71,10 +71,10 @@ def prepare(place: Path) -> None:
     create_store(f"sqlite:///{place}/mlflow.db")
 
 
-def begin(place: Path, asked: dict[str, object], crash: str = "") -> subprocess.Popen[str]:
-    """Start a session; it does the same thing every time."""
+def begin(place: Path, asked: dict[str, object], crash: str = "", without: str = "") -> subprocess.Popen[str]:
+    """Start a session; it does the same thing every time. `crash` is where it is to be killed, `without` a safeguard to go without."""
     (place / "session.json").write_text(json.dumps(asked))
-    environment = os.environ | {"HPSEARCH_CRASH_AT": crash, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HPSEARCH_CRASH_AT": crash, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SESSION_WITHOUT": without}
     with (place / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.session", str(place)], cwd=ROOT, env=environment, stdout=log, stderr=log, text=True
@@ -117,7 +117,10 @@ def ledgered(place: Path) -> int:
 
 def complete(place: Path) -> dict[int, float]:
     """The values of trials that Optuna calls complete."""
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+    try:
+        study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+    except KeyError:
+        return {}
     return {t.number: t.value for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.value is not None}
 
 
@@ -159,7 +162,7 @@ def storm(place: Path, seed: int, kills: int, points: int, sleep: float = 0.15, 
         if not victims:
             continue
         if kind == "orchestrator":
-            told |= complete(place) if (place / "ledger").exists() else {}
+            told |= complete(place)
         try:
             os.kill(rng.choice(victims), signal.SIGKILL)
         except ProcessLookupError:
@@ -213,6 +216,8 @@ def examine(place: Path, toll: Toll, told: dict[int, float], points: int) -> Non
 
 def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.FrozenTrial]) -> int:
     """Trials on which MLflow, the result files and Optuna differ; one more for the best trial."""
+    if not json.loads((place / "session.json").read_text())["mlflow"]:
+        return sum(not agrees(place, trial) for trial in trials)
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name("s")
     assert experiment is not None
@@ -231,18 +236,25 @@ def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.Fr
         (run,) = found
         about = trial.user_attrs["hpsearch"]
         history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val_loss")}  # type: ignore[attr-defined]
-        file = json.loads((place / "results" / f"trial-{trial.number:04d}.json").read_text()) if about["status"] == "COMPLETE" else about
         wrong += not (
             run.info.status == states.get(trial.state.name)  # type: ignore[attr-defined]
             and all(run.data.params[key] == str(value) for key, value in trial.params.items())  # type: ignore[attr-defined]
             and history == {row["epoch"]: row["val_loss"] for row in about["curve"]}
-            and file["curve"] == about["curve"]
-            and (file["status"], file["val_loss"]) == (about["status"], about["val_loss"])
+            and agrees(place, trial)
         )
     parents = [run for run in runs if run.data.tags.get("hpsearch.kind") == "study"]
     wrong += [run.data.tags.get("hpsearch.best_trial") for run in parents] != [str(study.best_trial.number)]
     wrong += [run.info.status for run in parents] != ["FINISHED"]
     return wrong
+
+
+def agrees(place: Path, trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial's result file says what Optuna says."""
+    about = trial.user_attrs.get("hpsearch") or {}
+    if trial.state.name != "COMPLETE":
+        return True  # one that was given up has left none
+    file = json.loads((place / "results" / f"trial-{trial.number:04d}.json").read_text())
+    return all(file[key] == about[key] for key in ("curve", "status", "val_loss"))
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hpsearch.errors import FixSetup
+from hpsearch.faults import crash_point
 from hpsearch.finetune.blocks import FineTuneModel
 from hpsearch.finetune.optim import Optimiser
 from hpsearch.keeping import FULL
@@ -91,7 +92,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
+        crash_point("tensors-aside")
         os.replace(aside, path)
+        crash_point("tensors-written")
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if isinstance(error, SafetensorError) and any(os.strerror(number) in str(error) for number in FULL):

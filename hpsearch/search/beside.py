@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from hpsearch.keeping import read_results, resumed
+from hpsearch.keeping import left_by, read_results, resumed
 from hpsearch.search.records import OPENINGS, RECORD, RUN, run_values
 from hpsearch.search.store import Writer
 from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord, sound
@@ -52,6 +52,10 @@ class ListedRuns:
     def epochs(self, number: int) -> int:
         """How many epochs of a live run were reported."""
         return len(self.live[number][2])
+
+    def left(self, number: int) -> Outcome | None:
+        """What a live trial came to that was lost with its worker, if it left that behind."""
+        return left_by(self.live[number][0], self.folder)
 
     def retry(self, number: int) -> Trial:
         """Hand out a live run again, as its next attempt: its worker was lost."""

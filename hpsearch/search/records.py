@@ -14,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import ChooseAnotherName
+from hpsearch.faults import crash_point
 from hpsearch.recipes import CORE
 from hpsearch.spec import StudySpec, comparable
 from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
@@ -37,14 +38,16 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
             raise KeyError
     except KeyError:
         study_id = storage.create_new_study([direction_of(spec.objective)], name)
+        crash_point("study-half-made")
         storage.set_study_user_attr(study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest()})
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
-    if not storage.get_n_trials(study_id):  # made by a command that failed before its first trial: nothing to mix up
-        stored = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}
-    elif stored is None:
+    empty = not storage.get_n_trials(study_id)
+    if stored is None and not empty:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
-    changes = differences(comparable(stored["spec"]), spec.identity())
+    changes = differences(comparable(stored["spec"]), spec.identity()) if stored else []
+    if empty and (stored is None or changes):  # made by a command that failed before its first trial: nothing to mix up
+        stored, changes = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}, []
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ChooseAnotherName(

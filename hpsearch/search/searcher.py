@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.faults import crash_point
-from hpsearch.keeping import read_results, resumed
+from hpsearch.keeping import left_by, read_results, resumed
 from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
@@ -247,6 +247,10 @@ class OptunaSearcher:
     def epochs(self, number: int) -> int:
         """How many epochs of a live trial were reported."""
         return len(self.curves[number])
+
+    def left(self, number: int) -> Outcome | None:
+        """What a live trial came to that was lost with its worker, if it left that behind."""
+        return left_by(self.trials[number], self.folder)
 
     def retry(self, number: int) -> Trial:
         """Hand out a live trial again, as its next attempt: its worker was lost."""

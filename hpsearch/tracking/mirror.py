@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.diagnosis import diagnose
+from hpsearch.faults import crash_point
 from hpsearch.tracking import labels
 from hpsearch.types import (
     OBJECTIVES,
@@ -156,6 +157,7 @@ class Mirror:
             tags = {"hpsearch.study": event.study, "hpsearch.uid": event.uid, "hpsearch.kind": "study", **labels.source_tags()}
             created = self.client.create_run(self.experiment, start_time=stamp(begun), tags=tags, run_name=event.study)
             self.parent = created.info.run_id
+            crash_point("after-parent")
 
     def home_of(self, mine: str) -> Experiment | None:
         """The experiment that holds the study's parent run: that of a comparison has a name of its own."""
@@ -311,6 +313,7 @@ class Mirror:
         tags |= {"hpsearch.kind": kind, "hpsearch.origin": trial.origin, "hpsearch.study": self.study}
         created = self.client.create_run(self.experiment, start_time=stamp(at), tags=tags, run_name=trial.name)
         self.runs[trial.number] = created.info.run_id
+        crash_point("after-run")
         return self.runs[trial.number]
 
     def finish(self, record: TrialRecord) -> None:
@@ -343,7 +346,9 @@ class Mirror:
             found = {name: dict(zip(record.per_class, values, strict=True)) for name, values in zip(names, each, strict=True)}
             with suppress(OSError):  # artifacts may lie where this process cannot write; the numbers matter more
                 self.client.log_dict(run, found, "per_class.json")
+        crash_point("before-run-end")
         self.client.set_terminated(run, STATUS[record.status], stamp(ended))
+        crash_point("after-run-end")
         self.beat()
 
     def log(self, run: str, metrics: list[Metric], tags: Mapping[str, str] = {}, params: Mapping[str, Any] = {}) -> None:

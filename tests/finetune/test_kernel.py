@@ -2,10 +2,14 @@
 
 import json
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,7 +22,7 @@ from tests.kernels import PARAMS
 
 def make(folder, memory=None, **values):
     folder.mkdir(exist_ok=True)
-    own = {key: values.pop(key) for key in ("precision", "trials_per_device", "augment_views") if key in values}
+    own = {key: values.pop(key) for key in ("precision", "trials_per_device", "augment_views", "state_seconds") if key in values}
     config = parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory, "precision": "fp32"}
     return FineTuneKernel(config | own)
 
@@ -134,20 +138,73 @@ def test_a_trial_that_was_paused_goes_on_as_if_it_had_not_been(tmp_path, k, paus
     """Slow twin: uninterrupted, and stopped at some epochs and continued, each time by another worker that has trained others."""
     params = {**PARAMS, "epochs": 6, "dropout": 0.3, "frozen_layers": k, "learning_rate": 5e-3}
     whole = train(make(tmp_path / "a", pruner="halving"), number=4, **params)
-    progress, state = [], None
+    told, state = {}, None
     for stop_at in [*pauses, None]:
         worker = make(tmp_path / "b", pruner="halving")
         train(worker, number=9, learning_rate=2e-2, epochs=1)
         session = worker.session(Job(0, (Trial(4, params, resume=state),)))
         step = next(session)
         while not step or isinstance(step[0], Progress):
-            progress += step
+            for p in step:
+                assert told.setdefault(p.epoch, timeless(replace(p, again=False))) == timeless(replace(p, again=False))
             step = session.send(frozenset({4} if step and step[0].epoch == stop_at else ()))
         (outcome,) = step
         state = outcome.state
         assert (outcome.status, state is None) == ((Status.COMPLETE, True) if stop_at is None else (Status.PRUNED, False))
-    assert [timeless(p) for p in progress] == [timeless(p) for p in whole[:-1]]
-    assert progress[-1].seconds > progress[0].seconds
+    assert list(told.values()) == [timeless(p) for p in whole[:-1]]
+    a, b = (load_file(o.checkpoint) for o in (whole[-1], outcome))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (outcome.val_loss, outcome.epoch, outcome.effective) == (whole[-1].val_loss, whole[-1].epoch, whole[-1].effective)
+
+
+@given(
+    k=st.sampled_from([0, 3, 6]),
+    kills=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    how=st.sampled_from(["killed", "told to stop"]),
+    recipe=st.fixed_dictionaries(
+        {},
+        optional={
+            "optimizer": st.sampled_from(["sgd", "adamw"]),
+            "schedule": st.sampled_from(["cosine", "onecycle", "step"]),
+            "mixup": st.just(0.4),
+            "flip": st.just(0.5),
+            "unfreeze_epochs": st.just(2),
+            "early_stopping": st.just(2),
+            "l2_sp": st.just(1e-3),
+        },
+    ),
+)
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_wherever_a_trial_is_cut_off_it_comes_to_the_same_bits(tmp_path, k, kills, how, recipe):
+    """By a kill, after which a new worker finds what was saved last, or by a request; every parameter, every epoch."""
+    params = {**PARAMS, "epochs": 6, "dropout": 0.2, "frozen_layers": k, **recipe}
+    place = Path(tempfile.mkdtemp(dir=tmp_path))
+    for name in "ab":
+        (place / name).mkdir()
+    whole = train(make(place / "a"), number=4, **params)
+    state, told, outcome = None, {}, None
+    for stop_at in [*sorted(kills), None]:
+        worker = make(place / "b", state_seconds=0.0)
+        session = worker.session(Job(0, (Trial(4, params, study="s", resume=state),)))
+        step = next(session)
+        while outcome is None:
+            for p in (p for p in step if isinstance(p, Progress)):
+                assert told.setdefault(p.epoch, timeless(replace(p, again=False))) == timeless(replace(p, again=False))
+            if step and isinstance(step[0], Outcome):
+                outcome = step[0] if step[0].status is Status.COMPLETE else None
+                state = step[0].state
+                break
+            reached = bool(step) and stop_at is not None and step[0].epoch >= stop_at
+            if reached and how == "killed":
+                session.close()
+                state = str(place / "b" / "trial-0004.state")
+                break
+            if reached:
+                worker.keep()
+            step = session.send(frozenset({4} if reached else ()))
+        if outcome is not None:
+            break
+    assert list(told.values()) == [timeless(p) for p in whole[:-1]]
     a, b = (load_file(o.checkpoint) for o in (whole[-1], outcome))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (outcome.val_loss, outcome.epoch, outcome.effective) == (whole[-1].val_loss, whole[-1].epoch, whole[-1].effective)
