@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from hpsearch import leftovers, tracking
 from hpsearch.errors import FixSetup, HpsearchError, WaitOrStop
-from hpsearch.machine import study_lock, total_memory, usable_cores
+from hpsearch.machine import kill_group, study_lock, survivors, total_memory, usable_cores
 from hpsearch.places import Place
 from hpsearch.startup import lock_folders
 from hpsearch.types import Say, Status, StoredStudy, say_nothing
@@ -275,10 +274,9 @@ def workers(clinic: Clinic) -> Iterator[Finding]:
     """Worker processes whose orchestrator is gone."""
     for stored in clinic.idle():
         for folder in clinic.folders(stored.name):
-            for pid in leftovers.survivors(folder):
+            for pid in filter(None, survivors(folder)):
                 if clinic.fix:
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signal.SIGKILL)
+                    kill_group(pid)
                 text = f"process {pid} is a worker of '{stored.name}', which nobody runs"
                 yield Finding("workers", "warning", text, "it ends by itself within seconds; --fix ends it now", clinic.fix)
 

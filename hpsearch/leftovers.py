@@ -34,16 +34,6 @@ def taken(path: Path) -> bool:
     return False
 
 
-def survivors(folder: Path) -> list[int]:
-    """Workers that hold the study's folder, by process number."""
-    found = []
-    for path in sorted(folder.glob("worker-*.lock")):
-        with suppress(OSError, ValueError):
-            if taken(path):
-                found.append(int(path.read_text()))
-    return found
-
-
 def lives(pid: int) -> bool:
     """Whether there is such a process."""
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch import doctor, leftovers
+from hpsearch.machine import survivors
 from hpsearch.places import place
 from hpsearch.types import Status, StoredStudy
 from tests.events import record
@@ -66,7 +67,7 @@ def killed(tmp_path_factory, empty_mlflow):
     process.kill()
     process.wait()
     assert running(folder)
-    while leftovers.locked(runs) or leftovers.survivors(runs):
+    while leftovers.locked(runs) or survivors(runs):
         time.sleep(0.1)
     (runs / "trial-0000-epoch-004.state").touch()  # the default recipe is never paused
     (runs / "trial-0077.safetensors").touch()
