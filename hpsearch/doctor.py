@@ -264,7 +264,7 @@ def running_trials(clinic: Clinic) -> Iterator[Finding]:
             finally:
                 store.engine.dispose()
         claim = f"trial {found[0]} claims" if len(found) == 1 else f"trials {', '.join(map(str, found[:10]))} claim"
-        text = f"'{name}' was cut off: {claim} to run; its next session trains what was cut off again"
+        text = f"'{name}' was cut off: {claim} to run; its next session takes up what was cut off"
         yield Finding(
             "studies", "warning", text, "--fix marks it as waiting" if local else "unless another machine runs it, run it again", mend
         )
