@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from hpsearch import leftovers, tracking
 from hpsearch.errors import FixSetup, HpsearchError, WaitOrStop
 from hpsearch.machine import kill_group, study_lock, survivors, total_memory, usable_cores
-from hpsearch.places import Place
+from hpsearch.places import Place, comparison_of
 from hpsearch.startup import lock_folders
 from hpsearch.types import Say, Status, StoredStudy, say_nothing
 
@@ -54,13 +54,18 @@ class Clinic:
         """Where the study's lock and files may be: its folder here, and the one beside its storage."""
         return list(dict.fromkeys(lock_folders(self.where.runs(study), self.where.storage, study)))
 
-    def running(self, study: str) -> bool:
-        """Whether a process runs the study."""
-        return any(leftovers.locked(folder) for folder in self.folders(study))
+    def running(self, stored: StoredStudy) -> bool:
+        """Whether a process runs the study, or the comparison that it belongs to."""
+        names = filter(None, (stored.name, comparison_of(stored)))
+        return any(leftovers.locked(folder) for name in names for folder in self.folders(name))
 
     def idle(self) -> list[StoredStudy]:
         """The studies that nobody runs."""
-        return [stored for name, stored in self.studies.items() if not self.running(name)]
+        return [stored for stored in self.studies.values() if not self.running(stored)]
+
+    def idle_names(self) -> list[str]:
+        """The same by name, and the comparisons that they belong to, which have folders and workers of their own."""
+        return list(dict.fromkeys(name for stored in self.idle() for name in (stored.name, comparison_of(stored)) if name))
 
 
 Check: TypeAlias = Callable[[Clinic], Iterator[Finding]]
@@ -250,7 +255,7 @@ def running_trials(clinic: Clinic) -> Iterator[Finding]:
     local = sqlite_path(clinic.where.storage) is not None
     mend = clinic.fix and local
     for name, stored in clinic.studies.items():
-        if clinic.running(name):
+        if clinic.running(stored):
             yield Finding("studies", "ok", f"'{name}' is being run")
             continue
         found = [record.number for record in stored.records if record.status is Status.RUNNING]
@@ -272,12 +277,12 @@ def running_trials(clinic: Clinic) -> Iterator[Finding]:
 
 def workers(clinic: Clinic) -> Iterator[Finding]:
     """Worker processes whose orchestrator is gone."""
-    for stored in clinic.idle():
-        for folder in clinic.folders(stored.name):
+    for name in clinic.idle_names():
+        for folder in clinic.folders(name):
             for pid in filter(None, survivors(folder)):
                 if clinic.fix:
                     kill_group(pid)
-                text = f"process {pid} is a worker of '{stored.name}', which nobody runs"
+                text = f"process {pid} is a worker of '{name}', which nobody runs"
                 yield Finding("workers", "warning", text, "it ends by itself within seconds; --fix ends it now", clinic.fix)
 
 
@@ -302,10 +307,10 @@ def files(clinic: Clinic) -> Iterator[Finding]:
 
 def locks(clinic: Clinic) -> Iterator[Finding]:
     """Notes of who runs a study, left by processes that were killed."""
-    for stored in clinic.idle():
-        found = [folder / "holder" for folder in clinic.folders(stored.name) if (folder / "holder").exists()]
+    for name in clinic.idle_names():
+        found = [folder / "holder" for folder in clinic.folders(name) if (folder / "holder").exists()]
         if found:
-            yield removal(f"'{stored.name}' was left by {found[0].read_text() or 'an unknown process'}", found, clinic.fix)
+            yield removal(f"'{name}' was left by {found[0].read_text() or 'an unknown process'}", found, clinic.fix)
 
 
 def stores(clinic: Clinic) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch import doctor, leftovers
-from hpsearch.machine import survivors
+from hpsearch.machine import study_lock, survivors
 from hpsearch.places import place
 from hpsearch.types import Status, StoredStudy
 from tests.events import record
@@ -61,7 +61,7 @@ def killed(tmp_path_factory, empty_mlflow):
     runs = folder / "hpsearch-runs" / "s"
     command = [HPSEARCH, "run", "--pruner", "halving", "--trials", "8", *SLOW]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (list(runs.glob("*.state")) and running(folder)):
+    while not any(number > 2 for number in running(folder)):  # earlier ones have ended, or wait at a rung
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
@@ -298,3 +298,17 @@ def test_a_check_that_breaks_does_not_stop_the_others(tmp_path, monkeypatch):
     first, second = doctor.examine(at(tmp_path))
     assert (first.name, first.level, first.text) == ("broken", "problem", "no such device")
     assert second.name == "cores"
+
+
+def test_the_studies_of_a_comparison_that_is_being_run_are_left_alone(tmp_path):
+    stored = StoredStudy("pair-tpe-r1", {"sampler": "tpe", "repeat": 1}, {}, ())
+    clinic = doctor.Clinic(at(tmp_path), True, {stored.name: stored})
+    pair = tmp_path / "hpsearch-runs" / "pair"
+    with study_lock([pair], "pair"):
+        assert clinic.running(stored)
+        assert list(doctor.locks(clinic)) == []
+    assert not clinic.running(stored)
+    (pair / "holder").write_text("somewhere, process 1")
+    (finding,) = doctor.locks(clinic)
+    assert finding.fixed
+    assert not (pair / "holder").exists()
