@@ -606,6 +606,33 @@ def sync(study: str | None, tracking_uri: str | None, storage: str | None, as_js
 
 
 @main.command()
+@click.option("--fix", is_flag=True, help="repair and delete what killed sessions left behind")
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
+@stored
+@guarded
+def doctor(fix: bool, tracking_uri: str | None, storage: str | None, as_json: bool) -> None:
+    """Look for what is wrong with machine, storage and leftovers.
+
+    Device, cores, libraries, folders, cache, storage and MLflow are looked at, and what was left behind by sessions that were killed.
+    Nothing is changed without --fix, and nothing of a study that is being run. Ends with exit code 3 when something is wrong and not
+    repaired.
+    """
+    from rich.console import Console
+
+    from hpsearch import doctor as verb
+    from hpsearch.errors import LookCloser
+    from hpsearch.printing import Steps
+    from hpsearch.summary import doctor_lines
+
+    with Steps(Console(stderr=True)) as steps:
+        found = verb.examine(located(storage, tracking_uri), fix, steps.say)
+    rows = [asdict(finding) for finding in found]
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(doctor_lines(found)))
+    if not verb.healthy(found):
+        raise LookCloser("not everything is as it should be; what was found is told above")
+
+
+@main.command()
 @click.option("--tracking-uri", metavar="URI", help="MLflow store  [default: MLflow's own, mlflow.db here]")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("-p", "--port", default=5000, show_default=True)

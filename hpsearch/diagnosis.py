@@ -55,7 +55,8 @@ class Twin:
     def sentence(self) -> str:
         """What to think of it."""
         what = ", ".join(self.differ[:4]) + (f" and {len(self.differ) - 4} more" if len(self.differ) > 4 else "")
-        return f"{self.second.name} has the very losses of {self.first.name}, though {what} differ: is that setting used at all?"
+        verb = "differs" if len(self.differ) == 1 else "differ"
+        return f"{self.second.name} has the very losses of {self.first.name}, though {what} {verb}: is that setting used at all?"
 
 
 def twins(records: Iterable[TrialRecord]) -> tuple[Twin, ...]:

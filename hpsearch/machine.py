@@ -112,6 +112,7 @@ def study_lock(folders: list[Path], name: str) -> Iterator[None]:
         yield
     finally:
         for lock in held:
+            Path(lock.lock_file).with_name("holder").unlink(missing_ok=True)
             lock.release()
 
 

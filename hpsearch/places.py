@@ -49,6 +49,13 @@ def winning(stored: StoredStudy) -> TrialRecord:
     return record
 
 
+def comparison_of(stored: StoredStudy) -> str:
+    """The comparison that a study belongs to, whose name its experiment in MLflow has; "" for none."""
+    name, sampler, repeat = stored.name, stored.spec.get("sampler"), int(stored.spec.get("repeat", 0))
+    end = f"-{sampler}-r{repeat}"
+    return name.removesuffix(end) if repeat and name.endswith(end) else ""
+
+
 def ui_command(where: Place) -> str:
     """The plain command that opens MLflow's page on this store, or the address of a server; without credentials."""
     uri = tracking.masked(where.tracking or "", where.tracking or "")

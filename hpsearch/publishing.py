@@ -13,7 +13,7 @@ from hpsearch.actions import ending
 from hpsearch.compared import conclude, members, told
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.machine import study_lock
-from hpsearch.places import Place, read, show
+from hpsearch.places import Place, comparison_of, read, show
 from hpsearch.startup import lock_folders
 from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
 
@@ -49,7 +49,7 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
         try:
             for stored in studies:
                 known = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
-                mirror.record(StudyStarted(*known, experiment=experiment_of(stored)))
+                mirror.record(StudyStarted(*known, experiment=comparison_of(stored)))
                 mirror.record(ending(stored, where, reason_of(stored)))
             if name not in {stored.name for stored in studies}:
                 with suppress(FixInput):  # too little of the comparison is there
@@ -77,13 +77,6 @@ def chosen(where: Place, name: str | None) -> list[StoredStudy]:
         if not stored.uid:
             raise FixInput(f"the study '{stored.name}' in this storage was not made by hpsearch, so there is nothing to bring into MLflow")
     return studies
-
-
-def experiment_of(stored: StoredStudy) -> str:
-    """The comparison that a study belongs to, whose name its experiment has; "" for none."""
-    name, sampler, repeat = stored.name, stored.spec.get("sampler"), int(stored.spec.get("repeat", 0))
-    end = f"-{sampler}-r{repeat}"
-    return name.removesuffix(end) if repeat and name.endswith(end) else ""
 
 
 def register(where: Place, name: str, folder: Path, study: str, trial: int, say: Say = say_nothing) -> Registered:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.diagnosis import diagnoses
+from hpsearch.diagnosis import diagnoses, warnings_of
 from hpsearch.errors import FixInput, nearest
 from hpsearch.places import Place, read, ui_command
 from hpsearch.proof import proven
@@ -161,6 +161,7 @@ def report_json(study: StoredStudy, view: StudyView) -> dict[str, Any]:
         "generated": view.generated,
         "summary": summary,
         "importance": {"method": view.importance_method, "shares": dict(view.importance)},
+        "warnings": warnings_of((*study.records, *study.runs)),
         "diagnoses": {str(number): text for number, text in diagnoses(study.records).items()},
         "proof": asdict(view.proof) if view.proof else None,
         "runs": [record_json(r) for r in study.runs],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from hpsearch.types import OBJECTIVES, TrialRecord
 if TYPE_CHECKING:
     from hpsearch.actions import Summary
     from hpsearch.compared import Compared
+    from hpsearch.doctor import Finding
     from hpsearch.replaying import Replayed
 
 WIDTH = 79  # characters of a sentence's line
@@ -192,6 +193,17 @@ def replay_lines(done: Replayed) -> list[str]:
         "different": f"Different{f' from epoch {done.first} on' if done.first else ''}{f'; largest differences: {gaps}' if gaps else ''}.",
     }
     return [*lines, *sentence(told[done.verdict])]
+
+
+def doctor_lines(findings: Sequence[Finding]) -> list[str]:
+    """A line or two for each finding, with what to do about it."""
+    lines = []
+    for finding in findings:
+        level = "repaired" if finding.fixed else finding.level
+        lines += sentence(finding.text, f"{level:<9}{finding.name:<11}", " " * 20)
+        if finding.remedy and not finding.fixed:
+            lines += sentence(finding.remedy, " " * 20 + "-> ", " " * 23)
+    return lines
 
 
 def cell(loss: float | None) -> str:

@@ -101,7 +101,7 @@ def test_two_trials_of_one_curve_under_settings_that_differ_are_named():
     records = [trial(0, [2.0, 1.0, 0.9], A), trial(1, [2.0, 1.0, 0.8], B), trial(2, [2.0, 1.0, 0.9], B)]
     assert pairs(*records) == [(0, 2, ("dropout",))]
     (text,) = warnings_of(records)
-    assert text == "trial-0002 has the very losses of trial-0000, though dropout differ: is that setting used at all?"
+    assert text == "trial-0002 has the very losses of trial-0000, though dropout differs: is that setting used at all?"
     assert diagnoses(records)[2].endswith(text)
     assert text not in diagnoses(records)[0] + diagnoses(records)[1]
 

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -52,18 +53,36 @@ def change(folder, key, alter):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A folder with a study that was killed in the middle of a trial, went on, and confirmed its best; and its trials."""
+    """A folder with a study that confirmed its best, and its trials."""
     folder = tmp_path_factory.mktemp("replayed")
-    command = ("run", "--name", "s", "--trials", "12", "--confirm", "1x2", *QUICK)
-    process = subprocess.Popen([HPSEARCH, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("[5/12]"):
-            process.kill()
-            break
-    process.wait()
-    process.stdout.close()
-    hpsearch(folder, *command)
+    hpsearch(folder, "run", "--name", "s", "--trials", "10", "--confirm", "1x2", *QUICK)
     return folder, json.loads(hpsearch(folder, "show", "s", "--json").stdout)["trials"]
+
+
+def cut_off(folder, command, line, number):
+    """Run a study until it prints a line that begins so, and send it a signal a moment later, in the middle of its next trial."""
+    process = subprocess.Popen([HPSEARCH, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
+    for told in process.stdout:
+        if told.startswith(line):
+            break
+    time.sleep(0.5)
+    process.send_signal(number)
+    process.stdout.read()
+    process.wait(60)
+    process.stdout.close()
+
+
+def test_trials_that_were_interrupted_and_went_on_come_out_as_if_trained_in_one_piece(tmp_path):
+    long = ("--no-tracking", "--workers", "1", "--set", "space.epochs=60", "--set", "space.frozen_layers=0", "--pruner", "none")
+    command = ("run", "--name", "long", "--trials", "3", *long)
+    cut_off(tmp_path, command, "[1/3]", signal.SIGINT)
+    cut_off(tmp_path, command, "[2/3]", signal.SIGKILL)
+    hpsearch(tmp_path, *command)
+    trials = json.loads(hpsearch(tmp_path, "show", "long", "--json").stdout)["trials"]
+    assert [t["attempt"] for t in trials] == [1, 2, 2]
+    for number in (1, 2):
+        found = verified(tmp_path, "long", number)
+        assert (found["verdict"], found["exact"], len(found["replayed"])) == (EQUAL, True, 60)
 
 
 def test_trials_of_every_fate_come_out_the_same_to_the_last_bit_and_nothing_is_written(done):
@@ -72,9 +91,7 @@ def test_trials_of_every_fate_come_out_the_same_to_the_last_bit_and_nothing_is_w
     best = hpsearch(folder, "best", "s", "--json").stdout
     chosen = {t["status"]: t["number"] for t in trials}
     assert {"COMPLETE", "PRUNED"} <= set(chosen)
-    again = [t["number"] for t in trials if t["attempt"] > 1]
-    assert again, "the study was to be killed in the middle of a trial"
-    for trial in {*chosen.values(), *again, json.loads(best)["number"]}:
+    for trial in {*chosen.values(), json.loads(best)["number"]}:
         found = verified(folder, "s", trial)
         assert (found["verdict"], found["exact"], found["first"], found["largest"], found["remarks"]) == (EQUAL, True, None, {}, [])
         assert len(found["recorded"]) == len(found["replayed"]) == len(trials[trial]["curve"])
@@ -91,7 +108,7 @@ def test_a_run_beside_the_search_is_replayed_by_its_name(done):
     assert "to the last bit" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "did you mean 'confirm-" in hpsearch(folder, "replay", "s", name.replace("seed-1", "seed-9"), code=2).stderr
-    assert "its trials are 0 to 11" in hpsearch(folder, "replay", "s", "12", code=2).stderr
+    assert "its trials are 0 to 9" in hpsearch(folder, "replay", "s", "10", code=2).stderr
 
 
 def test_a_curve_that_was_tampered_with_is_found(done, tmp_path):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpsearch.diagnosis import diagnose
+from hpsearch.diagnosis import diagnose, warnings_of
 from hpsearch.report.objective import Objective, objective
 from hpsearch.report.tables import StudyView, Summary, finite, summary, wilson
 from hpsearch.types import Status
@@ -244,6 +244,8 @@ def cards(view: StudyView) -> list[Card]:
     pruned = s.counts[Status.PRUNED]
     estimate = "estimate: epochs not run × mean epoch of each pruned trial"
     shown.append(Card("Saved by pruning", f"≈ {duration(s.saved)}" if pruned else "0 s", estimate if pruned else "no trial was pruned"))
+    if worrying := warnings_of((*view.records, *view.runs)):
+        shown.append(Card("To look at", several(len(worrying), "warning"), shorten(worrying[0])))
     return shown
 
 

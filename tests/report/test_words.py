@@ -103,3 +103,11 @@ def test_a_better_score_with_a_worse_accuracy_says_so() -> None:
 
 def test_a_default_recipe_without_a_score_is_not_compared() -> None:
     assert "has no score to compare with (failed)" in words.verdict(scored(view(failed(0), record(1)), "top5"))
+
+
+def test_warnings_about_trainings_have_a_card() -> None:
+    twin = record(1, losses=(0.9, 0.5), params={"dropout": 0.4})
+    cards = {card.label: card for card in words.cards(view(record(0, losses=(0.9, 0.5)), twin))}
+    assert cards["To look at"].value == "1 warning"
+    assert "though dropout differs" in cards["To look at"].note
+    assert "To look at" not in {card.label for card in words.cards(view(record(0), record(1, losses=(0.8, 0.4))))}
