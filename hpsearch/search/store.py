@@ -76,6 +76,12 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
     return storage
 
 
+def open_existing(url: str) -> RDBStorage | None:
+    """Optuna's storage at `url`, to be written; None for a file that is still to be made. Raises as `open_storage` does."""
+    path = check_storage(url, create=True)
+    return None if path is not None and not path.exists() else open_storage(url, create=True)
+
+
 @contextmanager
 def opened(url: str) -> Iterator[RDBStorage]:
     """An existing storage for reading; its connections are closed afterwards."""
