@@ -238,7 +238,8 @@ def run_comparison(
     wanted = flags.pop("samplers")
     samplers = wanted.split(",") if wanted is not None else comparing.SAMPLERS
     repeats, seconds, initial = (flags.pop(key) for key in ("repeats", "seconds", "initial"))
-    flags["trials"] = flags["trials"] or (comparing.TRIALS if seconds is None else comparing.UNBOUNDED)
+    if flags["trials"] is None:
+        flags["trials"] = comparing.TRIALS if seconds is None else comparing.UNBOUNDED
     specs = [load_spec(path, settings, flags | {"sampler": sampler.strip()}) for sampler in samplers]
     more = {key: value for key, value in (("repeats", repeats), ("initial", initial)) if value is not None}
     asked = comparing.contest(specs, seconds=seconds, name=name, **more)

@@ -56,6 +56,7 @@ SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other d
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
+LISTED = 20  # problems that an error lists
 YOUNGER = ("precision", "augment_views", "repeat")  # no part of the identity at their defaults: studies stored without them go on
 
 
@@ -423,9 +424,12 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
             grid_size(space)
         return spec
     except ValidationError as error:
-        problems = [explain(dict(item)) for item in error.errors()]
+        found = error.errors()
+        problems, more = [explain(dict(item)) for item in found[:LISTED]], len(found) - LISTED
     except FixInput as error:
-        problems = str(error).splitlines()
+        lines = str(error).splitlines()
+        problems, more = lines[:LISTED], len(lines) - LISTED
+    problems += [f"and {more:,} more"] * (more > 0)
     raise FixInput(f"{source} cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
 
 
