@@ -74,7 +74,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 
         source = find_source(where.storage, spec)
     executor = begin_workers(spec, name, say)  # torch loads while Optuna does
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import open_existing, open_storage
 
     with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as stopped_by:
         mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
@@ -89,10 +89,11 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 
             with ExitStack() as stack:
                 stack.enter_context(closing(executor))
-                storage = open_storage(where.storage, create=True)
-                stack.callback(storage.engine.dispose)
-                known = facts_of(storage, spec)
+                storage = open_existing(where.storage)
+                known = facts_of(storage, spec) if storage else {}
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
+                storage = storage or open_storage(where.storage, create=True)  # not for a study whose data is refused
+                stack.callback(storage.engine.dispose)
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
                 outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))

@@ -59,7 +59,7 @@ def guarded(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except HpsearchError as error:
-            click.echo(f"hpsearch: {error}", err=True)
+            click.echo(f"hpsearch: {harmless(str(error))}", err=True)
             sys.exit(exit_code(error))
         except KeyboardInterrupt:
             click.echo("hpsearch: stopped", err=True)
@@ -69,6 +69,13 @@ def guarded(command: F) -> F:
             sys.exit(0)
 
     return wrapper  # type: ignore[return-value]
+
+
+def harmless(text: str) -> str:
+    """Text that does nothing to a terminal, whoever chose the names in it; its lines stay lines."""
+    from hpsearch.finetune.printable import escaped
+
+    return "\n".join(map(escaped, text.split("\n")))
 
 
 def stored(command: F) -> F:
@@ -227,11 +234,12 @@ def run_comparison(
     from hpsearch.resources import folder, study_file
     from hpsearch.spec import load_spec
 
-    path = study_file(Path(study)) if study else None if own(flags, settings) else folder("studies") / "digits.yaml"
+    path = study_file(Path(study)) if study is not None else None if own(flags, settings) else folder("studies") / "digits.yaml"
     wanted = flags.pop("samplers")
     samplers = wanted.split(",") if wanted is not None else comparing.SAMPLERS
     repeats, seconds, initial = (flags.pop(key) for key in ("repeats", "seconds", "initial"))
-    flags["trials"] = flags["trials"] or (comparing.TRIALS if seconds is None else comparing.UNBOUNDED)
+    if flags["trials"] is None:
+        flags["trials"] = comparing.TRIALS if seconds is None else comparing.UNBOUNDED
     specs = [load_spec(path, settings, flags | {"sampler": sampler.strip()}) for sampler in samplers]
     more = {key: value for key, value in (("repeats", repeats), ("initial", initial)) if value is not None}
     asked = comparing.contest(specs, seconds=seconds, name=name, **more)
@@ -267,7 +275,7 @@ def list_(storage: str | None, as_json: bool) -> None:
     click.echo(f"{'study':<28} {'trials':>6} {'complete':>8}  {'best':<24}  sampler")
     for row in rows:
         best = f"{row['objective']} {shown_value(row['objective'], row['best_score'])}" if row["best_score"] is not None else "-"
-        click.echo(f"{row['study']:<28} {row['trials']:>6} {row['complete']:>8}  {best:<24}  {row['sampler'] or '-'}")
+        click.echo(f"{harmless(row['study']):<28} {row['trials']:>6} {row['complete']:>8}  {best:<24}  {row['sampler'] or '-'}")
 
 
 @main.command()
@@ -288,7 +296,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(study_json(found), indent=2))
         return
-    click.echo(f"{found.name}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
+    click.echo(f"{harmless(found.name)}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
     click.echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
     for r in found.records:
         loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
@@ -321,7 +329,7 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
         more = {"diagnosis": diagnose(record), "proof": asdict(proof)}
         click.echo(json.dumps(record_json(record) | more, indent=2))
         return
-    click.echo(f"{found.name}: trial {record.number}  {score(record)}")
+    click.echo(f"{harmless(found.name)}: trial {record.number}  {score(record)}")
     click.echo(f"  {diagnose(record)}")
     for line in (*confirmed(proof, record.objective), *tested(proof)):
         click.echo(f"  {line}" if line else "")
@@ -395,9 +403,12 @@ def export(
     from rich.console import Console
 
     from hpsearch import delivery, publishing
+    from hpsearch.names import check_name
     from hpsearch.printing import Steps, export_lines, registered_lines
 
     where = located(storage, tracking_uri, register is not None)
+    if register is not None:
+        check_name(register, "model")
     with Steps(Console(stderr=True)) as steps:
         done = delivery.export(where, study, output, trial, force, not uncalibrated, steps.say)
         kept = publishing.register(where, register, output, done.study, done.trial, steps.say) if register else None

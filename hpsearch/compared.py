@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch.comparison import Comparison, compare, run_of
 from hpsearch.errors import FixInput, FixSetup
+from hpsearch.names import check_name
 from hpsearch.places import Place
-from hpsearch.spec import check_study_name, comparable
+from hpsearch.spec import comparable
 from hpsearch.types import OBJECTIVES, ComparisonEnded, Say, Status, StoredStudy, finite_json, say_nothing
 from hpsearch.verdict import verdict
 
@@ -80,7 +81,7 @@ def look(where: Place, names: Sequence[str], name: str | None = None, anyway: bo
             f"there is nothing to compare '{names[0]}' with: name two studies or more, or an earlier comparison (`hpsearch list` shows "
             "what is there), or a study file to run a comparison of samplers"
         )
-    title = name or (names[0] if len(names) == 1 else None)
+    title = name if name is not None else names[0] if len(names) == 1 else None
     return conclude(title, chosen, where, whole=len(names) == 1, anyway=anyway)
 
 
@@ -135,7 +136,7 @@ def conclude(
     runs = [run_of(str(s.spec["sampler"]), table[pair_of(s)], [replace(r, objective=objective) for r in s.records]) for s in studies]
     found = compare(runs, objective)
     order = [standing.sampler for standing in found.standings]
-    name = check_study_name(name or "-vs-".join(dict.fromkeys(str(s.spec["sampler"]) for s in studies)))
+    name = check_name(name if name is not None else "-vs-".join(dict.fromkeys(str(s.spec["sampler"]) for s in studies)))
     folder = where.runs(name)
     result = Compared(
         name=name,

@@ -7,7 +7,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,11 @@ from hpsearch.compared import Compared, conclude, told, write_values
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.machine import outlive, stop_signals, study_lock
+from hpsearch.names import check_name
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
 from hpsearch.protocols import GRACE, Tracker
-from hpsearch.spec import StudySpec, check_study_name, comparable
+from hpsearch.spec import StudySpec, comparable
 from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
 from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
 
@@ -71,9 +72,10 @@ def contest(
         raise FixInput(f"--seconds must be greater than 0, got {seconds:g}")
     if initial > specs[0].trials:
         raise FixInput(f"the {initial} initial trials are more than the {specs[0].trials} trials of a study: lower --initial")
-    found = Contest(check_study_name(name or default_name(specs[0])), tuple(specs), repeats, initial, seconds or math.inf)
+    title = check_name(default_name(specs[0]) if name is None else name, "comparison")
+    found = Contest(title, tuple(specs), repeats, initial, seconds or math.inf)
     for spec in found.studies():
-        check_study_name(spec.study_name())
+        check_name(spec.study_name())
     return found
 
 
@@ -100,7 +102,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
     check_models(asked.specs[0])
     executor = begin_workers(asked.specs[0], asked.name, say)  # torch loads while Optuna does
     from hpsearch.search.samplers import preflight
-    from hpsearch.search.store import open_storage
+    from hpsearch.search.store import open_existing, open_storage
 
     for spec in asked.specs:
         preflight(spec.sampler)
@@ -109,12 +111,16 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
         try:
             with ExitStack() as stack:
                 stack.enter_context(closing(executor))
-                storage = open_storage(where.storage, create=True)
-                stack.callback(storage.engine.dispose)
                 outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))
+                storage = open_existing(where.storage)
+                earlier = [facts_of(storage, spec) for spec in asked.studies()] if storage else []
+                known = next((facts for facts in earlier if "blocks" in facts), None)
+                prepared = None if known else prepare(executor, asked.studies()[0], folder, say, stopped_by)
+                storage = storage or open_storage(where.storage, create=True)  # not for studies whose data is refused
+                stack.callback(storage.engine.dispose)
                 course = Course(asked, where, storage, executor, stopped_by, say)
                 reason = ""
-                if course.begin(listeners):
+                if course.begin(known, prepared, listeners):
                     mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
                     reason = course.run([*([mlflow] if mlflow else []), *listeners])
                 names = [spec.study_name() for spec in course.specs]
@@ -159,13 +165,12 @@ class Course:
         self.left: list[StudySpec] = []  # to be run
         self.facts: Facts | None = None
 
-    def begin(self, listeners: Sequence[Tracker]) -> bool:
+    def begin(self, known: Mapping[str, Any] | None, prepared: Prepared | None, listeners: Sequence[Tracker]) -> bool:
         """Make everything ready for the studies that are not complete; whether there are any.
 
-        Raises ChooseAnotherName where studies of these names are others, before anything is trained.
+        What workers find is `known` from an earlier session, or else `prepared`. Raises ChooseAnotherName where studies of these names
+        are others, before anything is trained.
         """
-        known = next((facts for spec in self.specs if "blocks" in (facts := facts_of(self.storage, spec))), None)
-        prepared = None if known else self.prepare()
         self.specs = [spec.bound(prepared.blocks if prepared else (known or {})["blocks"]) for spec in self.specs]
         self.check()
         stored = {spec.study_name(): self.stored(spec) for spec in self.specs}
@@ -178,7 +183,7 @@ class Course:
         left = [spec for spec in self.specs if not self.complete(spec, stored[spec.study_name()])]
         if not left:
             return False
-        prepared = prepared or self.prepare()
+        prepared = prepared or prepare(self.executor, self.specs[0], self.folder, self.say, self.stopped_by)
         for spec in self.specs:
             same_inputs(spec.study_name(), facts_of(self.storage, spec), prepared)
         self.memo.epochs = int(left[0].resolved()["space"].get("epochs", {}).get("default", 0))
@@ -188,10 +193,6 @@ class Course:
         self.executor.ref = kernel_of(left[0], prepared, self.folder, self.executor.workers)
         self.left = left
         return True
-
-    def prepare(self) -> Prepared:
-        """Data and weights, made ready."""
-        return prepare(self.executor, self.specs[0], self.folder, self.say, self.stopped_by)
 
     def check(self) -> None:
         """Raise ChooseAnotherName where a study is there that differs in what makes results comparable."""

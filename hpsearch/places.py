@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpsearch import tracking
 from hpsearch.errors import FixSetup, NotFound
+from hpsearch.names import check_name
 from hpsearch.proof import winner_of
 from hpsearch.types import StoredStudy, TrialRecord
 
@@ -26,8 +27,11 @@ class Place:
     tracking: str | None  # URI of MLflow's store; None when tracking is off
 
     def runs(self, study: str) -> Path:
-        """The study's own folder: report, resolved spec, best weights, lock."""
-        return self.folder / "hpsearch-runs" / study
+        """The study's own folder: report, resolved spec, best weights, lock. FixInput for a name that could lead elsewhere.
+
+        Others may have put a study of such a name into the storage.
+        """
+        return self.folder / "hpsearch-runs" / check_name(study)
 
 
 def place(folder: Path, storage: str | None = None, tracking_uri: str | None = None, track: bool = True) -> Place:

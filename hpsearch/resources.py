@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,8 @@ def folder(name: Literal["studies", "dashboards"], package: Path = PACKAGE) -> P
 
 def study_file(path: Path) -> Path:
     """`path` itself when it exists; else, for a bare name such as `digits`, the study of that name that ships with hpsearch."""
-    if path.is_file() or len(path.parts) > 1:
+    # os.path answers no, where Path raises, for a name that no file can have
+    if os.path.isfile(path) or len(path.parts) > 1:
         return path
     shipped = folder("studies") / f"{path.name.removesuffix('.yaml')}.yaml"
-    return shipped if shipped.is_file() else path
+    return shipped if os.path.isfile(shipped) else path

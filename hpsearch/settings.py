@@ -30,7 +30,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         if not isinstance(child, dict):
             child = spot[key] = {HEADS[key] if key in HEADS else "choices" if isinstance(child, list) else "value": child}
         spot = child
-    spot[keys[-1]] = parse_yaml(text, f"--set {setting}")
+    spot[keys[-1]] = parse_yaml(text, f"--set {setting if len(setting) <= 80 else setting[:77] + '...'}")
     if len(keys) == 3 and keys[0] == "space":
         drop_rivals(spot, keys[-1])
 

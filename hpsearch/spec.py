@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hpsearch.errors import FixInput, nearest
+from hpsearch.names import check_name
 from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, searched_models, spelled, told
 from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
 from hpsearch.settings import HEADS, apply_setting
@@ -55,8 +56,8 @@ SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other d
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
+LISTED = 20  # problems that an error lists
 YOUNGER = ("precision", "augment_views", "repeat")  # no part of the identity at their defaults: studies stored without them go on
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def known_name(names: tuple[str, ...], what: str) -> BeforeValidator:
@@ -73,16 +74,6 @@ def known_name(names: tuple[str, ...], what: str) -> BeforeValidator:
         return name
 
     return BeforeValidator(check)
-
-
-def check_study_name(name: str) -> str:
-    """A name that is safe as a folder, a URL part and an MLflow experiment; FixInput otherwise."""
-    if not NAME.fullmatch(name) or ".." in name:
-        raise FixInput(
-            f"the study name {name[:80]!r} cannot be used: take 1 to 64 of a-z 0-9 . _ - "
-            "beginning with a letter or digit, such as 'flowers-tpe'"
-        )
-    return name
 
 
 def no_truth_value(value: object) -> object:
@@ -196,10 +187,18 @@ def short_pruner(value: object) -> object:
     return {"name": value} if isinstance(value, (str, bool)) else value  # `pruner: no` is told the names there are
 
 
+def study_named(value: str) -> str:
+    """Refuse what no study is called."""
+    try:
+        return check_name(value)
+    except FixInput as error:
+        raise ValueError(str(error)) from None
+
+
 class WarmStartSpec(Part):
     """An earlier study in the same storage, and how many of its best configurations open this one."""
 
-    study: str = Field(min_length=1)
+    study: Annotated[str, AfterValidator(study_named)]
     top: Whole = Field(5, ge=1, le=1000)
 
 
@@ -414,8 +413,8 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
     try:
         spec = StudySpec.model_validate(dict(values))
         if spec.name is not None:
-            check_study_name(spec.name)
-        check_study_name(spec.study_name())
+            check_name(spec.name)
+        check_name(spec.study_name())
         if isinstance(spec.workers, int) and not 1 <= spec.workers <= 1024:
             raise FixInput(f"workers must be 'auto' or 1 to 1024, got {spec.workers}")
         if isinstance(spec.trials_per_device, int) and not 1 <= spec.trials_per_device <= 64:
@@ -425,9 +424,12 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
             grid_size(space)
         return spec
     except ValidationError as error:
-        problems = [explain(dict(item)) for item in error.errors()]
+        found = error.errors()
+        problems, more = [explain(dict(item)) for item in found[:LISTED]], len(found) - LISTED
     except FixInput as error:
-        problems = str(error).splitlines()
+        lines = str(error).splitlines()
+        problems, more = lines[:LISTED], len(lines) - LISTED
+    problems += [f"and {more:,} more"] * (more > 0)
     raise FixInput(f"{source} cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
 
 

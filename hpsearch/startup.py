@@ -13,7 +13,7 @@ from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
 from hpsearch.machine import crew
 from hpsearch.provenance import commit, versions
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
-from hpsearch.types import Prepared, Say
+from hpsearch.types import Finding, Prepared, Say
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KERNEL = "hpsearch.finetune.family:make"
 PREPARE = "hpsearch.finetune.prepare:prepare"
 DATA_REPORT = "data-check.json"
+NAMED = 5  # images that a refusal names
 PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.family", "hpsearch.finetune.prepare")
 
 
@@ -79,9 +80,14 @@ def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, 
     for line in worth_reading(spec, prepared):
         say(line, 0, 0)
     if refused := prepared.report.refused:
-        listed = "\n".join(f"  {finding.text}" for finding in refused)
+        listed = "\n".join(f"  {finding.text}{examples(finding)}" for finding in refused)
         raise FixInput(f"the data cannot be used:\n{listed}\n`hpsearch check {shlex.quote(spec.data)}` shows everything found in it")
     return prepared
+
+
+def examples(finding: Finding) -> str:
+    """The first images that a finding is about, a line each."""
+    return "".join(f"\n    {' and '.join(e.names)}{f': {e.text}' if e.text else ''}" for e in finding.examples[:NAMED])
 
 
 def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,22 @@ class Loader(yaml.SafeLoader):
             raise FixInput(f"{mark(event.start_mark)}: YAML aliases (*name) are not supported; write the values out")
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise FixInput(f"nested deeper than {MAX_DEPTH} levels")
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise FixInput(f"{mark(event.start_mark)}: nested deeper than {MAX_DEPTH} levels; a study has no such thing")
         node = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
             raise FixInput(f"{mark(node.start_mark)}: half a character (\\ud800 to \\udfff) is no text")
         self.depth -= 1
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; PyYAML's own errors on `!!int ''`, `!!bool x`, a date such as 2026-99-99 or a number of 5,000 digits get their place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            text = str(node.value)
+            shown = text if len(text) <= 40 else f"{text[:37]}..."
+            raise FixInput(f"{mark(node.start_mark)}: {shown!r} does not fit its tag or is too long; use plain values") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A dict whose keys are plain text, each once."""
@@ -85,14 +97,17 @@ def parse_yaml(text: str, source: str) -> Any:
         raise FixInput(f"{source} is not YAML: {error}") from None
     except FixInput as error:
         raise FixInput(f"{source}, {error}") from None
-    except (LookupError, TypeError, AttributeError, OverflowError):  # PyYAML's own, on `!!int ''`, `!!bool x`, "\UFFFFFFFF"
-        raise FixInput(f"{source} is not YAML: a value does not fit its tag or escape; use plain values") from None
+    except OverflowError:  # "\UFFFFFFFF"
+        raise FixInput(f"{source} is not YAML: a value does not fit its escape; use plain values") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a study file; raises FixInput when it cannot be read, is too large, or is no mapping."""
     try:
-        with path.open("rb") as file:
+        # Not blocking: a named pipe would wait for its writer for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FixInput(f"{path} is not a file but a pipe or a device: write the study into a file")
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8")
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from hpsearch.finetune.models import describe
 from hpsearch.report.page import check_page
 from hpsearch.spec import load_spec, parse_spec
 from hpsearch.yamlfile import parse_yaml
-from tests import make_docs
+from tests import make_docs, make_licences
 from tests.finetune.photographs import tiles
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +118,10 @@ def test_links_lead_somewhere(page):
 
 def test_the_commands_page_is_what_the_commands_say():
     assert make_docs.PAGE.read_text() == make_docs.page(), "run `python -m tests.make_docs`"
+
+
+def test_the_licences_page_is_what_the_installed_packages_say():
+    assert make_licences.PAGE.read_text() == make_licences.page(), "run `python -m tests.make_licences`"
 
 
 def test_every_command_is_in_the_documentation():

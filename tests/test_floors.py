@@ -49,6 +49,7 @@ FLOORS = (
         "hpsearch.faults",
         "hpsearch.keeping",
         "hpsearch.provenance",
+        "hpsearch.names",
         "hpsearch.diagnosis",
         "hpsearch.statistics",
         "hpsearch.comparison",
@@ -88,6 +89,7 @@ LOWEST = {
     "hpsearch.machine": ("hpsearch.errors",),
     "hpsearch.faults": (),
     "hpsearch.keeping": ("hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
+    "hpsearch.names": ("hpsearch.errors",),
 }
 # Rooms that may use less than everything below them.
 ONLY = {

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hpsearch import recipes, space
 from hpsearch.errors import FixInput
+from hpsearch.names import check_name
 from hpsearch.resources import folder
-from hpsearch.spec import ALIASES, PRUNERS, SAMPLERS, SESSION, PrunerSpec, SplitSpec, StudySpec, check_study_name, load_spec, parse_spec
+from hpsearch.spec import ALIASES, PRUNERS, SAMPLERS, SESSION, PrunerSpec, SplitSpec, StudySpec, load_spec, parse_spec
 
 
 def refusal(*args, **kwargs):
@@ -59,7 +60,7 @@ def test_a_study_without_a_name_is_called_after_data_sampler_and_seed(values, na
 @settings(deadline=None)
 @given(st.text(min_size=1), st.sampled_from(SAMPLERS), st.integers(0, 2**31 - 1))
 def test_a_made_up_name_is_always_a_valid_one(data, sampler, seed):
-    assert check_study_name(StudySpec(data=data, sampler=sampler, seed=seed).study_name())
+    assert check_name(StudySpec(data=data, sampler=sampler, seed=seed).study_name())
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../x", "a/b", "a..b", ".a", "-a", "a\n", "é", "x" * 65, "a\\b", "a%2fb", "\ud800"])

@@ -99,7 +99,7 @@ def read_folder(folder: Path) -> Contents:
             if more and not given:
                 merged.setdefault(name, []).extend(sub for sub in more if sub not in merged.get(name, ()))
             for sub, files in images_of.items():
-                of = given[sub] if given and sub else words.get(part)
+                of = given.get(sub) if given and sub else words.get(part)  # a folder without images has no split
                 found.pictures += [Picture(file, name, of) for file in files]
     filled = {picture.name for picture in found.pictures}
     if len(filled) < 2:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpsearch.errors import FixInput, nearest
+from hpsearch.recipes import told
 
 # torchvision.models.list_models(module=torchvision.models) of torchvision 0.26 to 0.29; a test compares.
 TORCHVISION = tuple(
@@ -50,27 +52,27 @@ def check_names(model: str, weights: str) -> None:
         check_file(weights)
     elif weights != "none" and not re.fullmatch(r"[A-Z0-9_]+", weights.upper()):
         known = "weights are DEFAULT, none, a name such as IMAGENET1K_V1, or a file ending in " + ", ".join(SUFFIXES)
-        raise FixInput(f"unknown weights '{weights}': {known}")
+        raise FixInput(f"unknown weights {told(weights)}: {known}")
     elif weights.upper() not in ("DEFAULT", "NONE") and (model == "glyphnet" or is_own(model)):
         hint = nearest(weights, ("default", "none")).replace("default", "DEFAULT")
         hint += "" if hint.endswith("?") else "."
-        raise FixInput(f"{model} has no weights called '{weights}': {hint} A file of weights would do too")
+        raise FixInput(f"{model} has no weights called {told(weights)}: {hint} A file of weights would do too")
 
 
 def check_model(model: str) -> None:
     """Raise FixInput unless `model` is glyphnet, one of torchvision's, or written as package.module:function."""
     if is_own(model):
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", model):
-            raise FixInput(f"a model of your own is written package.module:function, not '{model}'; for example my_models:small_net")
+            raise FixInput(f"a model of your own is written package.module:function, not {told(model)}; for example my_models:small_net")
     elif model not in MODELS:
         hint = nearest(model, MODELS)
         own = "A model of your own is written package.module:function"
-        raise FixInput(f"unknown model '{model}': {hint}{'' if hint.endswith('?') else '.'} {own}")
+        raise FixInput(f"unknown model {told(model)}: {hint}{'' if hint.endswith('?') else '.'} {own}")
 
 
 def check_file(weights: str) -> Path:
     """The file that `weights` names; FixInput when there is none."""
-    path = Path(weights).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(weights))  # as `os.path` does it, no name is an error
+    if not os.path.isfile(path):
         raise FixInput(f"there is no weights file {path.absolute()}: correct the path, or use weights: DEFAULT or none")
     return path

@@ -86,7 +86,7 @@ def named_source(data: str, root: Path | None, progress: Say) -> Source:
         if data and path.exists():
             return open_table(data, path)
     except (OSError, ValueError, RuntimeError) as error:  # no permission, too long a name, a null byte, an unknown user's home
-        raise FixInput(f"'{data[:200]}' cannot be used as data ({error}). It may be {KINDS}") from None
+        raise FixInput(f"'{data[:200]}' cannot be used as data ({getattr(error, 'strerror', None) or error}). It may be {KINDS}") from None
     name = next((known for known in DATA_SETS if known.lower() == data.lower()), None)
     if name is not None:
         return open_set(data, name, (root or cache_folder() / "datasets").expanduser(), progress)

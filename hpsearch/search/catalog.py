@@ -9,6 +9,7 @@ import optuna
 from optuna.storages import InMemoryStorage, RDBStorage
 
 from hpsearch.errors import NotFound, nearest
+from hpsearch.recipes import told
 from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, fixed_of, record_of, runs_of
 from hpsearch.types import Status, StoredStudy
 
@@ -22,9 +23,9 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     """A study with its trials; NotFound, with the nearest name, when there is none of that name."""
     try:
         study_id = storage.get_study_id_from_name(name)
-    except KeyError:
+    except (KeyError, UnicodeEncodeError):  # the latter for bytes of the command line that are no text
         known = study_names(storage)
-        raise NotFound(f"no study '{name}': {nearest(name, known) if known else 'the storage is empty'}") from None
+        raise NotFound(f"no study {told(name)}: {nearest(name, known) if known else 'the storage is empty'}") from None
     attributes = storage.get_study_user_attrs(study_id)
     stored = attributes.get(RECORD, {})
     spec = stored.get("spec", {})

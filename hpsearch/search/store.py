@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +35,11 @@ def storage_url(given: str | None, folder: Path) -> str:
     """The URL of the storage: a given URL or file name, else `hpsearch.db` in `folder`."""
     if given is not None and ("://" in given or given == ":memory:"):
         return given if "://" in given else f"sqlite:///{given}"
-    file = folder / "hpsearch.db" if given is None else Path(given)
-    return sqlalchemy.URL.create("sqlite", database=str(file.resolve())).render_as_string()  # a folder may be called 'what?'
+    try:  # as `os.path` does it, a link to itself is no error
+        file = os.path.realpath(folder / "hpsearch.db" if given is None else given)
+    except ValueError:  # a null byte
+        raise FixInput(f"--storage {given!r} cannot be a file's name; use another") from None
+    return sqlalchemy.URL.create("sqlite", database=file).render_as_string()  # a folder may be called 'what?'
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -74,6 +78,12 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
         event.listen(storage.engine, "begin", begin_immediate)
         storage.engine.dispose()
     return storage
+
+
+def open_existing(url: str) -> RDBStorage | None:
+    """Optuna's storage at `url`, to be written; None for a file that is still to be made. Raises as `open_storage` does."""
+    path = check_storage(url, create=True)
+    return None if path is not None and not path.exists() else open_storage(url, create=True)
 
 
 @contextmanager
@@ -115,9 +125,11 @@ def creation_lock(path: Path | None) -> Iterator[None]:
 
 def check_sqlite(path: Path, create: bool) -> None:
     """Raise FixSetup unless `path` is an Optuna file, or can become one."""
-    if not path.exists():
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         if not create:
-            raise FixSetup(f"there is no storage {path}: run a study first, or name another with --storage")
+            raise FixSetup(f"there is no storage {path}: run a study first, or name another with --storage") from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             probe = path.parent / f".{path.name}.probe-{os.getpid()}"
@@ -126,6 +138,10 @@ def check_sqlite(path: Path, create: bool) -> None:
         except OSError as error:
             raise FixSetup(f"the folder {path.parent} cannot be written ({error.strerror}): go elsewhere or use --storage") from None
         return
+    except (OSError, ValueError) as error:
+        raise FixSetup(f"{path} cannot be opened ({getattr(error, 'strerror', error)}): name another with --storage") from None
+    if not regular:  # SQLite would wait for ever at a named pipe
+        raise FixSetup(f"{path} is not a file: name another with --storage")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as db:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -37,7 +37,7 @@ def tracking_uri(given: str | None, folder: Path) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
     scheme = uri.partition(":")[0].partition("+")[0]
     if "://" not in uri or scheme not in SCHEMES:
-        shown = masked(uri, uri)
+        shown = masked(uri, uri) if "://" in uri else uri.rpartition("@")[2]  # what is before it may be a password
         raise FixInput(f"--tracking-uri '{shown}': MLflow no longer writes to plain folders; use sqlite:///mlflow.db or http://host:port")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         uri = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"

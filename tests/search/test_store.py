@@ -149,7 +149,7 @@ def test_a_database_whose_studies_are_not_optunas_is_refused(tmp_path):
 
 @pytest.mark.parametrize("create", [True, False])
 def test_a_folder_is_no_storage(tmp_path, create):
-    with pytest.raises(FixSetup, match="is not a readable SQLite file"):
+    with pytest.raises(FixSetup, match="is not a file: name another"):
         open_storage(url_of(tmp_path), create=create)
 
 
