@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is sent
 RETRY_SECONDS = 30.0  # the longest wait between two tries
-LAST_TRIES = 3  # at the end of a study
+LAST_SECONDS = 20.0  # how long after the end of a study a new try may begin
 
 
 def serve(
@@ -137,11 +137,12 @@ class Follower:
     def finish(self) -> str:
         """Bring MLflow up to date for the last time; what went wrong, "" when nothing did.
 
-        It is tried LAST_TRIES times; once where MLflow refuses for good, or has never answered.
+        It is tried for LAST_SECONDS; once where MLflow refuses for good, or has never answered.
         """
         self.failures.value, self.due = 0, 0.0
+        give_up = time.monotonic() + LAST_SECONDS
         while not self.follow(flush=True):
-            if self.hopeless or not self.beats.value or self.failures.value == LAST_TRIES or not orchestrator_lives():
+            if self.hopeless or not self.beats.value or self.due > give_up or not orchestrator_lives():
                 return self.problem
             time.sleep(max(0.0, self.due - time.monotonic()))
         return ""
