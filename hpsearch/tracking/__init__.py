@@ -1,6 +1,7 @@
 """MLflow's room: a mirror of each study, and the registry. The tracker is light; MLflow itself loads in the mirror's process."""
 
-from hpsearch.tracking.process import create_store, masked
+from hpsearch.tracking.process import masked
+from hpsearch.tracking.stores import check_store, create_store
 from hpsearch.tracking.tracker import MlflowTracker, NoTracker, quiet_environment, tracking_uri
 
-__all__ = ["MlflowTracker", "NoTracker", "create_store", "masked", "quiet_environment", "tracking_uri"]
+__all__ = ["MlflowTracker", "NoTracker", "check_store", "create_store", "masked", "quiet_environment", "tracking_uri"]

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from hpsearch.machine import ignore_signals
 from hpsearch.tracking.backlog import Backlog
+from hpsearch.tracking.stores import create_store
 from hpsearch.types import EpochDone, Event, StudyStarted, TrialEnded
 
 if TYPE_CHECKING:
@@ -196,23 +197,3 @@ def orchestrator_lives() -> bool:
     """Whether the process that feeds this one is there."""
     parent = multiprocessing.parent_process()
     return parent is None or parent.is_alive()
-
-
-def create_store(uri: str) -> None:
-    """Make a new SQLite store aside and link it into place: a kill half-way would leave a file that never opens again."""
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new-{os.getpid()}")
-    from mlflow import MlflowClient
-
-    try:
-        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # somebody else was first
-            os.link(aside, path)
-    finally:
-        for leftover in path.parent.glob(f"{aside.name}*"):
-            leftover.unlink()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hpsearch.errors import FixInput
 from hpsearch.machine import shielded
 from hpsearch.tracking.process import masked, serve
+from hpsearch.tracking.stores import check_store
 from hpsearch.types import EpochDone, Event, TrackingBehind, TrialEnded
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class MlflowTracker:
     """Sends events to the mirror's process; `record` returns at once whatever MLflow does."""
 
     def __init__(self, uri: str, folder: Path, listeners: Sequence[Tracker] = ()) -> None:
-        """Start the mirror's process. `listeners` hear TrackingBehind while MLflow does not take what it is told."""
+        """Start the mirror's process. `listeners` hear TrackingBehind while MLflow does not take what it is told.
+
+        FixSetup where `check_store` says so.
+        """
+        check_store(uri)
         quiet_environment()
         context = multiprocessing.get_context("spawn")
         self.events: multiprocessing.Queue[Event | None] = context.Queue()
