@@ -77,7 +77,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     from hpsearch.search.store import open_existing, open_storage
 
     with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as stopped_by:
-        mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
+        mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
         trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
         try:
             from hpsearch.orchestrator import Orchestrator
@@ -187,7 +187,7 @@ def ending(stored: StoredStudy, where: Place, reason: str) -> StudyEnded:
 def behind(mlflow: tracking.MlflowTracker, study: str) -> str:
     """What MLflow lacks, why, and what to do."""
     points = f" by {mlflow.behind:,} points" if mlflow.behind else ""
-    return f"MLflow is behind{points}: `hpsearch sync {shlex.quote(study)}` completes it ({mlflow.problem})"
+    return f"tracking behind{points}: `hpsearch sync {shlex.quote(study)}` completes it ({mlflow.problem})"
 
 
 # ---------------------------------------------------------------- looking

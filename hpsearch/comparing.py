@@ -121,7 +121,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                 course = Course(asked, where, storage, executor, stopped_by, say)
                 reason = ""
                 if course.begin(known, prepared, listeners):
-                    mlflow = tracking.MlflowTracker(where.tracking, folder) if where.tracking else None
+                    mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
                     reason = course.run([*([mlflow] if mlflow else []), *listeners])
                 names = [spec.study_name() for spec in course.specs]
             if reason == "interrupted":

@@ -24,6 +24,7 @@ from hpsearch.types import (
     Status,
     StudyEnded,
     StudyStarted,
+    TrackingBehind,
     Trial,
     TrialAgain,
     TrialEnded,
@@ -85,6 +86,7 @@ class Board:
         self.facts: Mapping[str, Any] = {}
         self.stage, self.stage_runs = "", 0  # beside the search
         self.beside: list[TrialRecord] = []  # ended runs of the stage
+        self.behind = 0  # epochs and ends of trials that MLflow lacks, while it does not answer
 
     def note(self, event: Event) -> None:
         """Take an event into account."""
@@ -119,6 +121,8 @@ class Board:
                     self.end(record)
                 else:
                     self.beside.append(record)
+            case TrackingBehind(points):
+                self.behind = points
             case StudyEnded():
                 self.running.clear()
 
@@ -126,6 +130,10 @@ class Board:
         """Count an ended trial."""
         self.ended.append(record)
         self.best = best_record([record, *([self.best] if self.best else [])])
+
+    def lag(self) -> str:
+        """How far MLflow is behind."""
+        return f"tracking behind by {self.behind:,}: MLflow does not answer; the study goes on, and tracking catches up once it does"
 
     def headline(self) -> str:
         """Where the study stands, in a line."""
@@ -183,8 +191,13 @@ class Lines:
     def record(self, event: Event) -> None:
         """Print what the event is worth."""
         first_facts = isinstance(event, WorkerReady) and not self.board.facts
+        behind = self.board.behind
         self.board.note(event)
         match event:
+            case TrackingBehind(points) if not points:
+                self.say("tracking has caught up")
+            case TrackingBehind() if not behind:
+                self.say(self.board.lag())
             case StudyStarted():
                 self.say(f"Study {self.board.study}: {self.board.headline()}, sampler {self.board.sampler}, {self.board.workers} workers")
             case WorkerReady() if first_facts:
@@ -259,6 +272,8 @@ class LiveTable:
             parts.append(self.table())
         if board.best is not None:
             parts.append(Text(f"best: trial {board.best.number}  {score(board.best)}", style="green"))
+        if board.behind:
+            parts.append(Text(board.lag(), style="yellow"))
         return Group(*parts, *self.step())
 
     def step(self) -> list[Any]:

@@ -515,6 +515,13 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackingBehind:
+    """MLflow does not take what it is told; 0: it has caught up."""
+
+    points: int  # epochs and ends of trials that it lacks
+
+
+@dataclass(frozen=True, slots=True)
 class EpochDone:
     """A trial reported an epoch; `stop` is the pruner's verdict."""
 
@@ -560,6 +567,7 @@ Event: TypeAlias = (
     | EpochDone
     | TrialAgain
     | Notice
+    | TrackingBehind
     | TrialPaused
     | TrialEnded
     | StudyEnded

@@ -34,3 +34,30 @@ def dump(uri, view=ViewType.ALL):
 def by_name(uri):
     """What `dump` has of each active run, by the run's name."""
     return {found["info"][0]: found for found in dump(uri, ViewType.ACTIVE_ONLY).values() if "info" in found}
+
+
+def disagreements(uri, records, times):
+    """Where a study's trial runs differ from the storage's records: there once, states, params, every value of every epoch.
+
+    `times`: (trial, epoch) -> when it was reached, seconds since the epoch; what MLflow says of it is to be that to the millisecond.
+    """
+    client, found = MlflowClient(uri), []
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.`hpsearch.kind` = 'trial'", max_results=5000)
+    numbers = sorted(int(run.data.tags["hpsearch.trial"]) for run in runs)
+    if numbers != [r.number for r in records]:
+        found.append(f"runs {numbers}")
+    by_number = {int(run.data.tags["hpsearch.trial"]): run for run in runs}
+    for record in records:
+        if (run := by_number.get(record.number)) is None:
+            continue
+        is_now = (run.data.tags.get("hpsearch.state"), run.info.status, run.info.end_time, dict(run.data.params))
+        should = (record.status.value, "FINISHED", int(1000 * record.ended), {key: str(value) for key, value in record.params.items()})
+        found += [] if is_now == should else [f"{record.name}: {is_now} for {should}"]
+        if abs(run.info.start_time - 1000 * record.started) > 1000:
+            found.append(f"{record.name} began at {run.info.start_time} for {1000 * record.started}")
+        for key in {key for row in record.curve for key in row} - {"epoch"}:
+            is_now = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
+            should = [(row["epoch"], row[key], int(1000 * times[record.number, row["epoch"]])) for row in record.curve]
+            found += [] if sorted(is_now) == should else [f"{record.name} {key}: {is_now} for {should}"]
+    return found

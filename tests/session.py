@@ -19,13 +19,22 @@ from hpsearch.protocols import GRACE
 from hpsearch.search import searcher as searching
 from hpsearch.search import store
 from hpsearch.spec import parse_spec
-from hpsearch.types import StudyEnded, TrialAgain, best_record
+from hpsearch.types import EpochDone, StudyEnded, TrackingBehind, TrialAgain, best_record
 
 
 class Told:
-    """Prints what a person should read."""
+    """Prints what a person should read, and keeps when epochs were reached: FOLDER/epochs."""
+
+    def __init__(self, place):
+        self.epochs, self.behind = place / "epochs", 0
 
     def record(self, event):
+        if isinstance(event, EpochDone):
+            with self.epochs.open("a") as file:
+                file.write(json.dumps([event.progress.trial, event.progress.epoch, event.at]) + "\n")
+        if isinstance(event, TrackingBehind) and bool(event.points) != bool(self.behind):
+            self.behind = event.points
+            print(f"tracking behind by {event.points}", flush=True)
         if isinstance(event, TrialAgain):
             print(event.reason, flush=True)
 
@@ -108,8 +117,10 @@ def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", se
     config |= {"folder": str(place), "ledger": str(place / "ledger")}
     executor = ProcessExecutor(KernelRef("tests.kernels:curves", config), workers, preload=("tests.kernels",), stall=stall)
     with machine.study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
-        mirror = tracking.MlflowTracker(f"sqlite:///{place}/mlflow.db", place) if mlflow else None
-        trackers = [Told(), *([mirror] if mirror else [])]
+        told = Told(place)
+        uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{place}/mlflow.db"
+        mirror = tracking.MlflowTracker(uri, place, [told]) if mlflow else None
+        trackers = [told, *([mirror] if mirror else [])]
         storage = store.open_storage(f"sqlite:///{place}/hpsearch.db", create=True)
         machine.outlive(place, GRACE)
         with closing(searching.OptunaSearcher(spec, storage, folder=place)) as searcher:

@@ -48,6 +48,7 @@ FLOORS = (
         "hpsearch.machine",
         "hpsearch.faults",
         "hpsearch.keeping",
+        "hpsearch.dbfile",
         "hpsearch.provenance",
         "hpsearch.names",
         "hpsearch.diagnosis",
@@ -76,6 +77,7 @@ FLOORS = (
     ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary", "hpsearch.race"),
 )
 LOWEST = {
+    "hpsearch.dbfile": ("hpsearch.errors",),
     "hpsearch.diagnosis": ("hpsearch.types",),
     "hpsearch.errors": (),
     "hpsearch.types": ("hpsearch.errors",),

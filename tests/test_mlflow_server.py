@@ -1,26 +1,23 @@
 """A real `mlflow server`, and servers that are dead, slow or broken: what the mirror makes of them, and what a study notices."""
 
-import http.server
 import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
 
 from hpsearch.tracking import MlflowTracker, masked
 from hpsearch.types import StudyStarted
 from tests.events import study_events
+from tests.mlflow_server import Server, front
 from tests.mlflow_store import by_name
 from tests.test_docs import ROOT, blocks, commands
 
@@ -32,25 +29,9 @@ QUICK = ("--trials", "3", "--set", "space.epochs=2")
 def server(tmp_path_factory, new_store):
     """A server of one worker that keeps artifacts itself: (URI, process, folder)."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", new_store(folder), "--workers", "1", "--port", str(port)]
-    command += ["--artifacts-destination", str(folder / "kept"), "--host", "127.0.0.1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    uri, give_up = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    while True:
-        try:
-            if requests.get(f"{uri}/health", timeout=1).ok:
-                break
-        except requests.RequestException:
-            assert time.monotonic() < give_up, (folder / "log").read_text()
-            time.sleep(0.3)
-    yield uri, process, folder
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    server = Server(folder, new_store(folder)).start()
+    yield server.uri, server.process, folder
+    server.kill()
 
 
 @pytest.fixture
@@ -133,7 +114,7 @@ def test_a_server_that_hangs_costs_no_trial_and_a_bounded_wait_and_sync_complete
         took = time.monotonic() - begun
     finally:
         os.killpg(process.pid, signal.SIGCONT)
-    behind = re.search(r"MLflow is behind by (\d+) points: `hpsearch sync hung`", done.stderr)
+    behind = re.search(r"tracking behind by (\d+) points: `hpsearch sync hung`", done.stderr)
     assert behind is not None, done.stderr
     assert int(behind[1]) >= 9  # 3 trials: 2 epochs and an end each
     assert took < 90
@@ -168,23 +149,8 @@ def test_a_server_that_hangs_in_the_middle_blocks_nothing(server, tmp_path, impa
     assert 0 < tracker.behind <= len(events) - 12
 
 
-class Broken(http.server.BaseHTTPRequestHandler):
-    """Answers 500 to everything."""
-
-    def answer(self):
-        self.send_response(500)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_POST = do_PUT = do_PATCH = answer  # noqa: N815
-
-    def log_message(self, *_):
-        pass
-
-
 def test_a_broken_server_is_told_with_what_is_missing_and_without_credentials(tmp_path, impatient):
-    broken = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken)
-    threading.Thread(target=broken.serve_forever, daemon=True).start()
+    broken, _, _ = front()
     try:
         uri = f"http://someone:hunt%40er2@127.0.0.1:{broken.server_port}"
         tracker, recorded, closed = told(uri, tmp_path, study_events())

@@ -45,8 +45,9 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     empty = not storage.get_n_trials(study_id)
     if stored is None and not empty:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
+    stored = stored or {}
     changes = differences(comparable(stored["spec"]), spec.identity()) if stored else []
-    if empty and (stored is None or changes):  # made by a command that failed before its first trial: nothing to mix up
+    if empty and (not stored or changes):  # made by a command that failed before its first trial: nothing to mix up
         stored, changes = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}, []
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)

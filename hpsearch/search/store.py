@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import sqlite3
 import stat
 import threading
@@ -24,10 +25,13 @@ from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
+from hpsearch.dbfile import check_disk, look, remove_leftovers, revisions
 from hpsearch.errors import FixInput, FixSetup
+from hpsearch.keeping import RESULTS
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+REMEDY = "`hpsearch rebuild` makes a new one from the results in hpsearch-runs; or name another with --storage, or restore it from a copy"
 RETRY_SECONDS = 300.0  # how long a locked or full storage is waited for, while training goes on
 
 
@@ -69,6 +73,8 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
     path = check_storage(url, create)
     try:
         with creation_lock(path if create else None):
+            if path is not None and create:
+                make_sqlite(path)
             kwargs = {"connect_args": {"timeout": 20}} if path is not None else {}
             storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=not create)
     except (SQLAlchemyError, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
@@ -100,6 +106,9 @@ def check_storage(url: str, create: bool = False) -> Path | None:
     """Raise FixInput or FixSetup where `open_storage` would, as far as a look tells; the file, None for a server."""
     path = sqlite_path(url)
     if path is not None:
+        check_disk(
+            path, "put it on a disk of this machine with --storage, use a database server (--storage postgresql+psycopg://host/name)"
+        )
         check_sqlite(path, create)
     return path
 
@@ -143,19 +152,54 @@ def check_sqlite(path: Path, create: bool) -> None:
     if not regular:  # SQLite would wait for ever at a named pipe
         raise FixSetup(f"{path} is not a file: name another with --storage")
     try:
+        found = look(path)
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             optunas = db.execute("SELECT 1 FROM pragma_table_info('studies') WHERE name = 'study_id'").fetchone() is not None
+            damage = db.execute("PRAGMA quick_check(1)").fetchone()[0] if optunas else "ok"
     except (sqlite3.Error, OSError) as error:
-        raise FixSetup(f"{path} is not a readable SQLite file ({error}): name another with --storage, or restore it from a copy") from None
+        raise FixSetup(f"{path} is not a readable SQLite file ({error}): {REMEDY}") from None
+    tables = found.tables
     if "experiments" in tables and "runs" in tables:
         raise FixSetup(f"{path} is MLflow's file; Optuna and MLflow refuse to share one: name another with --storage")
     if tables and not optunas:
         raise FixSetup(
             f"{path} holds other tables ({', '.join(sorted(tables)[:3])} ...) and no Optuna study: name another file with --storage"
         )
+    if optunas and damage != "ok":
+        raise FixSetup(f"{path} is damaged ({damage.splitlines()[0]}): {REMEDY}")
+    if optunas:
+        check_version(path, found.revision)
+    if not tables and any(path.parent.glob(f"hpsearch-runs/*/{RESULTS}/*")):
+        raise FixSetup(f"{path} is empty, and yet studies have left results in {path.parent / 'hpsearch-runs'}: {REMEDY}")
     if not tables and not create:
         raise FixSetup(f"{path} holds no study yet: run one first, or name another with --storage")
+
+
+def check_version(path: Path, revision: str | None) -> None:
+    """Raise FixSetup for a storage whose tables the installed Optuna does not understand: opening it could change them."""
+    known, newest = revisions("optuna", "storages/_rdb/alembic/versions")
+    if revision == newest:
+        return
+    if revision is None or revision in known:
+        url = shown(sqlalchemy.URL.create("sqlite", database=str(path.resolve())).render_as_string())
+        made = f"an older Optuna ({revision or 'before 0.9'}, this one has {newest})"
+        raise FixSetup(f"{path} was made by {made}: copy it, then run `optuna storage upgrade --storage {shlex.quote(url)}`")
+    raise FixSetup(f"{path} was made by a newer Optuna ({revision}, this one has {newest}): update optuna and hpsearch")
+
+
+def make_sqlite(path: Path) -> None:
+    """Make a new storage aside and move it into place: it is there as a whole or not at all. To be called under `creation_lock`."""
+    remove_leftovers(path, (".new-", ".probe-"))
+    if path.exists() and path.stat().st_size:
+        return
+    aside = path.with_name(f"{path.name}.new-{os.getpid()}")
+    try:
+        storage = RDBStorage(sqlalchemy.URL.create("sqlite", database=str(aside)).render_as_string())
+        storage.engine.dispose()
+        os.replace(aside, path)
+    finally:
+        for leftover in path.parent.glob(f"{aside.name}*"):
+            leftover.unlink()
 
 
 def set_pragmas(connection: Any, record: object) -> None:

@@ -1,7 +1,18 @@
 """MLflow's room: a mirror of each study, and the registry. The tracker is light; MLflow itself loads in the mirror's process."""
 
-from hpsearch.tracking.process import create_store, masked
+from hpsearch.tracking.process import masked
 from hpsearch.tracking.reach import problem_of, unfinished
+from hpsearch.tracking.stores import check_store, create_store
 from hpsearch.tracking.tracker import MlflowTracker, NoTracker, quiet_environment, tracking_uri
 
-__all__ = ["MlflowTracker", "NoTracker", "create_store", "masked", "problem_of", "quiet_environment", "tracking_uri", "unfinished"]
+__all__ = [
+    "MlflowTracker",
+    "NoTracker",
+    "check_store",
+    "create_store",
+    "masked",
+    "problem_of",
+    "quiet_environment",
+    "tracking_uri",
+    "unfinished",
+]

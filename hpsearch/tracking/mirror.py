@@ -47,14 +47,16 @@ STATUS = {Status.COMPLETE: "FINISHED", Status.PRUNED: "KILLED", Status.FAILED: "
 
 
 class Mirror:
-    """Writes one study through explicit run ids: no global active run. `beat` is called at each answer of MLflow."""
+    """Writes one study through explicit run ids: no global active run. `beat` is called at each answer of MLflow.
 
-    def __init__(self, uri: str, beat: Callable[[], None] = lambda: None) -> None:
+    `times` are those of the epochs of ended trials, where they are known; else what a record says of them is taken.
+    """
+
+    def __init__(self, uri: str, beat: Callable[[], None] = lambda: None, times: Mapping[int, Sequence[float]] = {}) -> None:
         from mlflow import MlflowClient
 
-        self.uri, self.beat = uri, beat
+        self.uri, self.beat, self.times = uri, beat, times
         self.client: MlflowClient = MlflowClient(uri)
-        self.points = 0  # epochs and ends of trials that came
         self.study = ""
         self.experiment = ""
         self.parent = ""
@@ -73,7 +75,6 @@ class Mirror:
 
     def take(self, event: Event) -> None:
         """Take note; only ends are written at once."""
-        self.points += isinstance(event, (EpochDone, TrialEnded))
         match event:
             case StudyStarted():
                 self.begin(event)
@@ -247,8 +248,7 @@ class Mirror:
                 self.client.set_tag(self.runs[number], "hpsearch.state", "INTERRUPTED")
                 self.client.set_terminated(self.runs[number], "KILLED", at)
         self.trials, self.curves = {}, {}
-        if self.monitor is not None:
-            self.monitor.finish()
+        self.stop_watching()
         reason = event.reason or self.tags.get("hpsearch.ended", "budget")
         self.client.set_tag(self.parent, "hpsearch.ended", reason)
         self.client.set_terminated(self.parent, "KILLED" if reason == "interrupted" else "FINISHED", at)
@@ -292,6 +292,12 @@ class Mirror:
         self.monitor = SystemMetricsMonitor(self.parent, resume_logging=True, tracking_uri=self.uri)  # type: ignore[no-untyped-call]
         self.monitor.start()
 
+    def stop_watching(self) -> None:
+        """End what `watch_machine` began."""
+        if self.monitor is not None:
+            self.monitor.finish()
+            self.monitor = None
+
     # ------------------------------------------------------------ trials
 
     def flush(self) -> None:
@@ -321,7 +327,7 @@ class Mirror:
         from mlflow.entities import Metric
 
         number = record.number
-        times = [at for _, at in self.curves.pop(number, [])]
+        times: Sequence[float] = [at for _, at in self.curves.pop(number, [])] or self.times.get(number, ())
         self.trials.pop(number, None)
         params = {} if number in self.runs else record.params
         run = self.run_of(record, record.started)

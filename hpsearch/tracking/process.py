@@ -7,6 +7,7 @@ import os
 import queue
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +15,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from hpsearch.machine import ignore_signals
-from hpsearch.types import Event, StudyStarted
+from hpsearch.tracking.backlog import Backlog
+from hpsearch.tracking.stores import create_store
+from hpsearch.types import EpochDone, Event, StudyStarted, TrialEnded
 
 if TYPE_CHECKING:
     from ctypes import c_longlong
 
+    from hpsearch.tracking.mirror import Mirror
+
 FLUSH_SECONDS = 2.0  # how old an epoch of a running trial may get before it is sent
+RETRY_SECONDS = 30.0  # the longest wait between two tries
+LAST_SECONDS = 20.0  # how long after the end of a study a new try may begin
 
 
 def serve(
@@ -27,42 +34,132 @@ def serve(
     answers: multiprocessing.Queue[str],
     taken: c_longlong,
     beats: c_longlong,
+    failures: c_longlong,
     uri: str,
     folder: str,
 ) -> None:
-    """Mirror events until None comes, then answer with what went wrong ("" when nothing did).
+    """Mirror events until None comes, then answer with what is missing and why ("" when nothing is).
 
-    `taken` counts the epochs and ends of trials that MLflow has, `beats` its answers.
+    `taken` counts the epochs and ends of trials that MLflow has, `beats` its answers, `failures` those in a row.
     """
-
-    def beat() -> None:
-        beats.value += 1
-
     ignore_signals()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it announces every table it makes
-    problem = ""
-    try:
-        create_store(uri)
+    follower = Follower(uri, Path(folder), taken, beats, failures)
+    follower.follow(flush=True)  # MLflow loads, and makes its store, while the study makes ready
+    for event in flowing(events):
+        if event is not None:
+            follower.hear(event)
+        follower.follow(flush=event is None)
+    answers.put(follower.finish())
+
+
+class Follower:
+    """Keeps MLflow up to date with what it hears; after a failure it writes the study anew, which changes nothing of what is there."""
+
+    def __init__(self, uri: str, folder: Path, taken: c_longlong, beats: c_longlong, failures: c_longlong) -> None:
+        self.uri, self.folder = uri, folder
+        self.taken, self.beats, self.failures = taken, beats, failures
+        self.backlogs = [Backlog()]  # of the mirror's study, and of those that began after it
+        self.news: deque[Event] = deque()  # heard, and not yet given to the mirror
+        self.mirror: Mirror | None = None  # None: all backlogs are to be written anew
+        self.points = 0  # epochs and ends of trials that were heard
+        self.due = 0.0  # when to try again
+        self.problem, self.hopeless = "", False
+
+    def beat(self) -> None:
+        """MLflow has answered."""
+        self.beats.value += 1
+
+    def hear(self, event: Event) -> None:
+        """Keep an event."""
+        self.points += isinstance(event, (EpochDone, TrialEnded))
+        if isinstance(event, StudyStarted):  # one process mirrors several studies, one after the other
+            self.backlogs.append(Backlog())
+        self.backlogs[-1].note(event)
+        if self.mirror is not None:
+            self.news.append(event)
+
+    def follow(self, flush: bool) -> bool:
+        """Bring MLflow up to date, unless it failed a short while ago; whether it is. `flush`: with epochs of running trials."""
+        if time.monotonic() < self.due:
+            return False
+        anew = self.mirror is None
+        try:
+            mirror = self.write() if self.mirror is None else self.mirror
+            while self.news:
+                mirror = self.give(mirror, self.news.popleft())
+            if flush or anew:
+                mirror.flush()
+        except Exception as error:
+            self.fail(error, anew)
+            return False
+        self.mirror, self.failures.value, self.problem = mirror, 0, ""
+        self.taken.value = self.points - mirror.waiting()
+        return True
+
+    def write(self) -> Mirror:
+        """Write all that is kept anew; the mirror of the last study."""
+        create_store(self.uri)
         from hpsearch.tracking.mirror import Mirror
 
-        mirror, earlier = Mirror(uri, beat), 0
-        beat()
-        for event in flowing(events):
-            if isinstance(event, StudyStarted):  # one process mirrors several studies, one after the other
-                mirror.flush()
-                earlier += mirror.points
-                mirror = Mirror(uri, beat)
-            mirror.flush() if event is None else mirror.take(event)
-            taken.value = earlier + mirror.points - mirror.waiting()
-        mirror.flush()
-        taken.value = earlier + mirror.points
-    except Exception as error:
-        problem = masked(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", uri)
+        while True:
+            mirror = Mirror(self.uri, self.beat, self.backlogs[0].times)
+            self.beat()
+            for event in self.backlogs[0].events():
+                mirror.take(event)
+            if len(self.backlogs) == 1:
+                return mirror
+            mirror.flush()
+            self.backlogs.pop(0)
+
+    def give(self, mirror: Mirror, event: Event) -> Mirror:
+        """Give the mirror an event; the mirror of its study."""
+        if isinstance(event, StudyStarted):
+            mirror.flush()
+            self.backlogs.pop(0)
+            mirror = type(mirror)(self.uri, self.beat, self.backlogs[0].times)
+        mirror.take(event)
+        return mirror
+
+    def fail(self, error: Exception, anew: bool) -> None:
+        """Keep what went wrong, and wait a while before the next try: 1 s, 2 s, 4 s ... RETRY_SECONDS."""
+        self.problem = masked(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", self.uri)
         with suppress(OSError):
-            (Path(folder) / "tracking.log").write_text(masked(traceback.format_exc(), uri))
-        for _ in flowing(events):  # keep the queue empty
-            pass
-    answers.put(problem)
+            (self.folder / "tracking.log").write_text(masked(traceback.format_exc(), self.uri))
+        self.hopeless = anew and not passing(error)
+        self.failures.value += 1
+        self.due = time.monotonic() + min(RETRY_SECONDS, 2.0 ** min(self.failures.value - 1, 10))
+        if self.mirror is not None:
+            with suppress(Exception):
+                self.mirror.stop_watching()
+        self.mirror = None
+        self.news.clear()
+
+    def finish(self) -> str:
+        """Bring MLflow up to date for the last time; what went wrong, "" when nothing did.
+
+        It is tried for LAST_SECONDS; once where MLflow refuses for good, or has never answered.
+        """
+        self.failures.value, self.due = 0, 0.0
+        give_up = time.monotonic() + LAST_SECONDS
+        while not self.follow(flush=True):
+            if self.hopeless or not self.beats.value or self.due > give_up or not orchestrator_lives():
+                return self.problem
+            time.sleep(max(0.0, self.due - time.monotonic()))
+        return ""
+
+
+def passing(error: Exception) -> bool:
+    """Whether the same request may succeed later: a server that is away or overloaded, a database that is locked.
+
+    Not so for credentials that are refused, a store of another version, or a mistake of ours.
+    """
+    status = getattr(error, "get_http_status_code", None)
+    if "database schema" in str(error):
+        return False
+    if status is not None:
+        return status() >= 500 or status() in (408, 429)
+    return isinstance(error, OSError) or type(error).__name__ in ("OperationalError", "InterfaceError")
 
 
 def masked(text: str, uri: str) -> str:
@@ -100,23 +197,3 @@ def orchestrator_lives() -> bool:
     """Whether the process that feeds this one is there."""
     parent = multiprocessing.parent_process()
     return parent is None or parent.is_alive()
-
-
-def create_store(uri: str) -> None:
-    """Make a new SQLite store aside and link it into place: a kill half-way would leave a file that never opens again."""
-    if not uri.startswith("sqlite:///"):
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new-{os.getpid()}")
-    from mlflow import MlflowClient
-
-    try:
-        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # somebody else was first
-            os.link(aside, path)
-    finally:
-        for leftover in path.parent.glob(f"{aside.name}*"):
-            leftover.unlink()

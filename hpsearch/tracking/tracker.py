@@ -6,14 +6,21 @@ import multiprocessing
 import os
 import queue
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpsearch.errors import FixInput
 from hpsearch.machine import shielded
 from hpsearch.tracking.process import masked, serve
-from hpsearch.types import EpochDone, Event, TrialEnded
+from hpsearch.tracking.stores import check_store
+from hpsearch.types import EpochDone, Event, TrackingBehind, TrialEnded
+
+if TYPE_CHECKING:
+    from hpsearch.protocols import Tracker
 
 EXIT_SECONDS = 10.0  # how long a mirror that has answered may take to end
+LATE_SECONDS = 10.0  # how long MLflow may take nothing of what it is told before that is said
 STILL_SECONDS = 30.0  # how long the end of a study waits for a mirror that gets nowhere
 DRAIN_SECONDS = 120.0  # how long for one that does
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -47,18 +54,25 @@ def tracking_uri(given: str | None, folder: Path) -> str:
 class MlflowTracker:
     """Sends events to the mirror's process; `record` returns at once whatever MLflow does."""
 
-    def __init__(self, uri: str, folder: Path) -> None:
+    def __init__(self, uri: str, folder: Path, listeners: Sequence[Tracker] = ()) -> None:
+        """Start the mirror's process. `listeners` hear TrackingBehind while MLflow does not take what it is told.
+
+        FixSetup where `check_store` says so.
+        """
+        check_store(uri)
         quiet_environment()
         context = multiprocessing.get_context("spawn")
         self.events: multiprocessing.Queue[Event | None] = context.Queue()
         self.answers: multiprocessing.Queue[str] = context.Queue()
-        self.taken, self.beats = context.RawValue("q", 0), context.RawValue("q", 0)  # without a lock that a killed process would keep
-        shared = (self.events, self.answers, self.taken, self.beats)
+        self.taken, self.beats, self.failures = (context.RawValue("q", 0) for _ in range(3))  # no lock that a killed process would keep
+        shared = (self.events, self.answers, self.taken, self.beats, self.failures)
         self.process = context.Process(target=serve, args=(*shared, uri, str(folder)), name="hpsearch-mlflow", daemon=True)
         with shielded():
             self.process.start()
         self.problem: str | None = None
         self.points = 0  # recorded: epochs, and ends of trials
+        self.listeners, self.told = listeners, 0  # how many points they think MLflow is behind
+        self.moved, self.seen = time.monotonic(), 0  # when it last took something, and how much it has
 
     @property
     def behind(self) -> int:
@@ -67,8 +81,20 @@ class MlflowTracker:
 
     def record(self, event: Event) -> None:
         """Queue the event."""
+        self.watch()
         self.points += isinstance(event, (EpochDone, TrialEnded))
         self.events.put(event)
+
+    def watch(self) -> None:
+        """Tell the listeners how far behind MLflow is, once it fails or has taken nothing for LATE_SECONDS, and when it has caught up."""
+        behind, taken, now = self.behind, int(self.taken.value), time.monotonic()
+        if taken != self.seen or not behind:
+            self.seen, self.moved = taken, now
+        late = behind > 0 and (self.told or self.failures.value or (self.beats.value and now - self.moved > LATE_SECONDS))
+        if (behind if late else 0) != self.told:
+            self.told = behind if late else 0
+            for listener in self.listeners:
+                listener.record(TrackingBehind(self.told))
 
     def close(self, patience: float | None = DRAIN_SECONDS) -> None:
         """Wait until the mirror is complete; `problem` then says what is missing, if anything.
@@ -83,6 +109,7 @@ class MlflowTracker:
                 self.events.close()
                 self.events.join_thread()  # else that thread may be the last to hold the queue's semaphores, and be cut off releasing them
             except queue.Empty:
+                self.watch()
                 now = time.monotonic()
                 if self.beats.value != seen:
                     moved, seen = now, self.beats.value
@@ -105,5 +132,6 @@ def quiet_environment() -> None:
     """Telemetry off unless the user turned it on, short patience with a dead server; inherited by MLflow's processes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

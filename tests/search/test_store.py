@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -301,12 +303,108 @@ def test_closing_an_idle_writer_ends_its_thread():
     assert not writer.thread.is_alive()
 
 
+# ---------------------------------------------------------------- other versions, damage, first starts
+
+
 @pytest.mark.parametrize("create", [True, False])
-def test_a_storage_of_another_optuna_is_refused_not_crashed_on(tmp_path, create):
-    closed(open_storage(url_of(tmp_path / "s.db"), create=True))
-    with closing(sqlite3.connect(tmp_path / "s.db")) as db:
-        db.execute("UPDATE version_info SET schema_version = 1")
-        db.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "UPDATE alembic_version SET version_num = 'v3.0.0.c'",
+            r"older Optuna \(v3.0.0.c, .*copy it, then run `optuna storage upgrade --sto",
+        ),
+        ("DROP TABLE alembic_version", r"older Optuna \(before 0.9, this one has v3.2.0.a\): copy it, then"),
+        ("UPDATE alembic_version SET version_num = 'v9.0.0.a'", r"newer Optuna \(v9.0.0.a, this one has .*: update optuna and hpsearch"),
+    ],
+)
+def test_a_storage_of_another_optuna_is_refused_and_left_alone(tmp_path, change, message, create):
+    path = tmp_path / "s.db"
+    closed(open_storage(url_of(path), create=True))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(change)
         db.commit()
-    with pytest.raises(FixSetup, match="cannot be opened: The runtime optuna version"):
-        open_storage(url_of(tmp_path / "s.db"), create=create)
+        db.execute("PRAGMA journal_mode=DELETE")
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(FixSetup, match=message):
+        open_storage(url_of(path), create=create)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+
+
+def filled(path):
+    """A storage of a few pages, and its bytes."""
+    storage = open_storage(url_of(path), create=True)
+    study = storage.create_new_study([StudyDirection.MINIMIZE], "one")
+    for i in range(50):
+        storage.set_study_user_attr(study, f"key {i}", "x" * 1000)
+    closed(storage)
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_storage_is_refused_with_the_remedy(tmp_path, damage, create):
+    path = tmp_path / "s.db"
+    content = filled(path)
+    if damage == "flipped":
+        page = content.index(b"x" * 1000) // 4096
+        content[page * 4096 : page * 4096 + 200] = bytes(byte ^ 0xFF for byte in content[page * 4096 : page * 4096 + 200])
+    else:
+        content = content[: len(content) // 2 if damage == "cut" else 0]
+    path.write_bytes(content)
+    (tmp_path / "hpsearch-runs" / "one" / "results").mkdir(parents=True)
+    (tmp_path / "hpsearch-runs" / "one" / "results" / "trial-0000.json").touch()
+    with pytest.raises(FixSetup, match=r"(is damaged|is not a readable SQLite file|is empty, and yet) .*`hpsearch rebuild`"):
+        open_storage(url_of(path), create=create)
+    assert path.read_bytes() == content
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from hpsearch.search.store import open_storage, storage_url
+print("ready", flush=True)
+sys.stdin.readline()
+open_storage(storage_url(None, Path(sys.argv[1])), create=True)
+print("made", flush=True)
+"""
+
+
+def maker(folder):
+    """A process that has loaded everything and waits to make a storage."""
+    process = subprocess.Popen([sys.executable, "-c", MAKE, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+KILLS = int(os.environ.get("HPSEARCH_TEST_KILLS", "12"))
+
+
+def test_a_kill_at_any_moment_of_the_first_start_leaves_a_usable_storage_or_none(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = maker(tmp_path / "whole")
+    begun = time.monotonic()
+    whole.communicate("go\n")
+    took, draws = time.monotonic() - begun, random.Random(0)
+    for i in range(KILLS):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        process = maker(folder)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(draws.uniform(0, took))
+        process.kill()
+        process.communicate()
+        storage = open_storage(storage_url(None, folder), create=True)
+        storage.create_new_study([StudyDirection.MINIMIZE], "one")
+        closed(storage)
+        assert {p.name for p in folder.iterdir()} <= {"hpsearch.db", "hpsearch.db.lock", "hpsearch.db-wal", "hpsearch.db-shm"}
+
+
+def test_eight_processes_that_open_a_new_storage_at_once_all_live(tmp_path):
+    makers = [maker(tmp_path) for _ in range(8)]
+    for process in makers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in makers] == ["made\n"] * 8
+    assert [process.returncode for process in makers] == [0] * 8
