@@ -131,11 +131,13 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
     from hpsearch.proving import write_proof
+    from hpsearch.search.records import keep_study
     from hpsearch.search.store import opened
 
     say("Writing the report", 0, 0)
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
+        keep_study(storage, storage.get_study_id_from_name(stored.name), where.runs(stored.name))
         report = write_report(storage, stored, where)
     proof = proven(stored)
     if proof is not None:

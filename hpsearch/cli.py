@@ -617,6 +617,33 @@ def sync(study: str | None, tracking_uri: str | None, storage: str | None, as_js
 
 
 @main.command()
+@click.argument("study", required=False)
+@stored
+@guarded
+def rebuild(study: str | None, storage: str | None, as_json: bool) -> None:
+    """Make the storage again from the results in hpsearch-runs.
+
+    For a storage that was lost or is damaged: move what is left of it away first. Without STUDY, every study of this folder that the
+    storage lacks. `hpsearch sync` then does the same for MLflow.
+    """
+    from rich.console import Console
+
+    from hpsearch import rebuilding
+    from hpsearch.printing import Steps
+
+    where = located(storage, track=False)
+    with Steps(Console(stderr=True)) as steps:
+        done = rebuilding.rebuild(where, study, steps.say)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in done], indent=2))
+        return
+    for row in done:
+        beside = f" and {row.beside:,} runs beside the search" if row.beside else ""
+        click.echo(f"{row.study}: {row.trials:,} trials{beside} are in the storage again")
+    click.echo("Then:  hpsearch sync" + (f" {shlex.quote(done[0].study)}" if len(done) == 1 else " STUDY"))
+
+
+@main.command()
 @click.option("--fix", is_flag=True, help="repair and delete what killed sessions left behind")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server  [default: MLflow's own, mlflow.db here]")
 @stored

@@ -246,6 +246,7 @@ class Course:
     def study(self, spec: StudySpec, trackers: Sequence[Tracker]) -> str:
         """One study; why it ended."""
         from hpsearch.search.headstart import initial
+        from hpsearch.search.records import keep_study
         from hpsearch.search.samplers import ASK_AHEAD
         from hpsearch.search.searcher import OptunaSearcher
 
@@ -268,6 +269,7 @@ class Course:
                 self.facts = loop.facts
             stored = self.stored(spec)
             assert stored is not None
+            keep_study(self.storage, self.storage.get_study_id_from_name(name), folder)
             (folder / "spec.json").write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
             ended = ending(stored, self.where, reason)
             for tracker in trackers:

@@ -71,6 +71,7 @@ FLOORS = (
         "hpsearch.delivery",
         "hpsearch.doctor",
         "hpsearch.publishing",
+        "hpsearch.rebuilding",
         "hpsearch.replaying",
         "hpsearch.reporting",
     ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -15,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import ChooseAnotherName
 from hpsearch.faults import crash_point
+from hpsearch.keeping import STUDY, write_durably
 from hpsearch.recipes import CORE
 from hpsearch.spec import StudySpec, comparable
 from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
@@ -58,6 +61,26 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     resolved = proven_before(stored["spec"], spec.resolved())
     storage.set_study_user_attr(study_id, RECORD, stored | {"spec": resolved, "digest": spec.digest()})
     return study_id
+
+
+def keep_study(storage: RDBStorage, study_id: int, folder: Path) -> None:
+    """Write what the storage knows of a study, but for its trials, into its folder."""
+    kept = {
+        "name": storage.get_study_name_from_id(study_id),
+        "directions": [direction.name for direction in storage.get_study_directions(study_id)],
+        "user_attrs": storage.get_study_user_attrs(study_id),
+        "system_attrs": storage.get_study_system_attrs(study_id),
+    }
+    write_durably(folder / STUDY, json.dumps(kept))
+
+
+def kept_study(folder: Path) -> Mapping[str, Any] | None:
+    """What `keep_study` wrote; None for a folder without it."""
+    try:
+        kept: dict[str, Any] = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+        return kept if kept["user_attrs"][RECORD]["uid"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def proven_before(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:

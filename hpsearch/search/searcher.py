@@ -20,7 +20,7 @@ from hpsearch.keeping import left_by, read_results, resumed
 from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
-from hpsearch.search.records import RECORD, direction_of, extras, open_study, record_of, running
+from hpsearch.search.records import RECORD, direction_of, extras, keep_study, open_study, record_of, running
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight, suggested
 from hpsearch.search.store import Writer
@@ -72,6 +72,8 @@ class OptunaSearcher:
         self.storage = storage
         self.study_id = open_study(storage, spec)
         self.lead = keep(storage, self.study_id, begin).trials
+        if folder is not None:
+            keep_study(storage, self.study_id, folder)
         about = storage.get_study_user_attrs(self.study_id)[RECORD]
         self.uid: str = about["uid"]
         self.known: Mapping[str, Any] = about.get("facts", {})
@@ -147,6 +149,7 @@ class OptunaSearcher:
                 for live in (self.trials, self.curves, self.started):
                     live.pop(number)
                 self.again.append(trial)
+                self.writer.put(lambda number=number: self.requeue(number))  # type: ignore[misc]
 
     def take(self, result: TrialRecord) -> None:
         """Tell of a result what the trial itself could not."""
@@ -350,7 +353,7 @@ class OptunaSearcher:
         """Keep what the first worker found out with the study."""
         stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
         known = remembered(stored.get("facts", {}), facts.values, time.time())
-        self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, RECORD, stored | {"facts": known}))
+        self.writer.put(lambda: self.store_about(stored | {"facts": known}))
 
     def close(self) -> None:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
@@ -393,6 +396,12 @@ class OptunaSearcher:
         self.writer.put(lambda: self.store_start(frozen, dict(shared)))
 
     # ------------------------------------------------------------ the writer's side
+
+    def store_about(self, about: Mapping[str, Any]) -> None:
+        """Write the study's own record."""
+        self.storage.set_study_user_attr(self.study_id, RECORD, about)
+        if self.folder is not None:
+            keep_study(self.storage, self.study_id, self.folder)
 
     def store_start(self, trial: FrozenTrial, shared: Mapping[str, Any]) -> None:
         """Create the trial's row, or reopen it for another attempt."""

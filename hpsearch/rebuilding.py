@@ -1,0 +1,62 @@
+"""The verb that makes the storage again from what trials left in their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsearch.errors import FixInput, NotFound
+from hpsearch.keeping import STUDY
+from hpsearch.machine import study_lock
+from hpsearch.places import Place
+from hpsearch.startup import lock_folders
+from hpsearch.types import Say, say_nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A study that the storage has again."""
+
+    study: str
+    trials: int  # that have ended
+    beside: int  # runs beside the search
+
+
+def rebuild(where: Place, name: str | None, say: Say = say_nothing) -> list[Rebuilt]:
+    """Enter a study, or all studies of the folder that the storage lacks, from their results; the storage is made if need be.
+
+    Raises NotFound where there is nothing to rebuild from, FixInput for a study that the storage has, FixSetup for a storage that
+    cannot be written, WaitOrStop while a study is run.
+    """
+    from hpsearch.search.catalog import study_names
+    from hpsearch.search.rebuild import rebuild_study
+    from hpsearch.search.records import kept_study
+    from hpsearch.search.store import open_storage
+
+    folders = [where.runs(name)] if name is not None else found(where.folder)
+    kept = [folder for folder in folders if kept_study(folder) is not None]
+    if not kept:
+        wanted = f"of '{name}'" if name is not None else "of any study"
+        raise NotFound(f"hpsearch-runs holds nothing {wanted} to rebuild from: it is made in the folder in which the study was run")
+    storage = open_storage(where.storage, create=True)
+    try:
+        known = study_names(storage)
+        missing = [folder for folder in kept if str((kept_study(folder) or {})["name"]) not in known]
+        if not missing:
+            raise FixInput(f"the storage has {'that study' if name else 'every study of this folder'}: there is nothing to rebuild")
+        done = []
+        for folder in missing:
+            say(f"Reading the results in {folder.name}", 0, 0)
+            with ExitStack() as held:
+                held.enter_context(study_lock(lock_folders(folder, where.storage, folder.name), folder.name))
+                done.append(Rebuilt(*rebuild_study(storage, folder)))
+        return done
+    finally:
+        storage.engine.dispose()
+
+
+def found(folder: Path) -> Sequence[Path]:
+    """The folders of studies that could be rebuilt."""
+    return sorted(file.parent for file in (folder / "hpsearch-runs").glob(f"*/{STUDY}"))
