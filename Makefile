@@ -1,9 +1,10 @@
 # make run: everything from nothing to a finished study; make test: the whole suite. `make help` lists the rest.
 PYTHON ?= python3
+SEED ?= 1
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: help run test check bench lock weights clean
+.PHONY: help run test check chaos bench lock weights clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +19,9 @@ check: .venv/tested  ## lint, formatting, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: .venv/tested  ## kill everything again and again and count what is lost (about 6 minutes)
+	$(BIN)/python -m tests.storm --seed $(SEED)
 
 bench: .venv/installed  ## measure speed on this machine; writes benchmarks/out/
 	$(BIN)/python -m benchmarks

@@ -1,6 +1,7 @@
 """A storm of kill -9 over a study, and what is left of it: checked against what the trainer itself wrote down.
 
-python -m tests.storm [--seed S] [--kills N] [--points N]: prints one line, exit code 0 when all of it is as promised.
+python -m tests.storm [--seed S] [--kills N] [--points N] [--real N]: prints a line for each storm, exit code 0 when all is as promised.
+The first has a trainer that keeps a ledger; the second, of `--real` kills, is the installed command with everything real.
 """
 
 from __future__ import annotations
@@ -190,6 +191,28 @@ def examine(place: Path, toll: Toll, told: dict[int, float], points: int) -> Non
     rows = [json.loads(line) for line in (place / "ledger").read_text().splitlines()]
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
     trials = study.get_trials(deepcopy=False)
+    done = count(toll, trials, told, points)
+    toll.attempts = sum(row[0] == "start" for row in rows)
+    epochs = Counter((row[1], row[3]) for row in rows if row[0] == "epoch")
+    toll.retrained = max(0, sum(n - 1 for n in epochs.values()) - toll.kills.get("worker", 0))
+    params = {row[1]: row[4] for row in rows if row[0] == "start"}
+    for number, trial in done.items():
+        curve = [row["val_loss"] for row in trial.user_attrs["hpsearch"]["curve"]]
+        toll.wrong += curve != [loss_at(params[number], epoch) for epoch in range(1, EPOCHS + 1)] or trial.value != min(curve)
+    toll.disagree = disagreements(place, study, trials)
+    toll.orphans = remaining(place)
+
+
+def remaining(place: Path) -> int:
+    """Processes that are left after ten seconds."""
+    give_up = time.monotonic() + 10
+    while (left := ours(place)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return len(left)
+
+
+def count(toll: Toll, trials: list[optuna.trial.FrozenTrial], told: dict[int, float], points: int) -> dict[int, optuna.trial.FrozenTrial]:
+    """What Optuna's own eyes see; the complete trials."""
     done = {t.number: t for t in trials if t.state.name == "COMPLETE"}
     reasons = {t.number: (t.user_attrs.get("hpsearch") or {}).get("error") or "" for t in trials}
     given_up = [t for t in trials if t.state.name == "FAIL" and GIVEN_UP in reasons[t.number]]
@@ -200,23 +223,12 @@ def examine(place: Path, toll: Toll, told: dict[int, float], points: int) -> Non
     toll.missing = points - len({json.dumps(t.params, sort_keys=True) for t in done.values()}) - len(given_up)
     toll.running = sum(t.state.name == "RUNNING" for t in trials)
     toll.waiting = sum(t.state.name == "WAITING" for t in trials)
-    toll.attempts = sum(row[0] == "start" for row in rows)
-    epochs = Counter((row[1], row[3]) for row in rows if row[0] == "epoch")
-    toll.retrained = max(0, sum(n - 1 for n in epochs.values()) - toll.kills.get("worker", 0))
-    params = {row[1]: row[4] for row in rows if row[0] == "start"}
-    for number, trial in done.items():
-        curve = [row["val_loss"] for row in trial.user_attrs["hpsearch"]["curve"]]
-        toll.wrong += curve != [loss_at(params[number], epoch) for epoch in range(1, EPOCHS + 1)] or trial.value != min(curve)
-    toll.disagree = disagreements(place, study, trials)
-    give_up = time.monotonic() + 10
-    while (left := ours(place)) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    toll.orphans = len(left)
+    return done
 
 
-def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.FrozenTrial]) -> int:
+def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.FrozenTrial], runs_in: str = "") -> int:
     """Trials on which MLflow, the result files and Optuna differ; one more for the best trial."""
-    if not json.loads((place / "session.json").read_text())["mlflow"]:
+    if (place / "session.json").exists() and not json.loads((place / "session.json").read_text())["mlflow"]:
         return sum(not agrees(place, trial) for trial in trials)
     client = MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name("s")
@@ -240,7 +252,7 @@ def disagreements(place: Path, study: optuna.Study, trials: list[optuna.trial.Fr
             run.info.status == states.get(trial.state.name)  # type: ignore[attr-defined]
             and all(run.data.params[key] == str(value) for key, value in trial.params.items())  # type: ignore[attr-defined]
             and history == {row["epoch"]: row["val_loss"] for row in about["curve"]}
-            and agrees(place, trial)
+            and agrees(place / runs_in, trial)
         )
     parents = [run for run in runs if run.data.tags.get("hpsearch.kind") == "study"]
     wrong += [run.data.tags.get("hpsearch.best_trial") for run in parents] != [str(study.best_trial.number)]
@@ -257,19 +269,99 @@ def agrees(place: Path, trial: optuna.trial.FrozenTrial) -> bool:
     return all(file[key] == about[key] for key in ("curve", "status", "val_loss"))
 
 
+REAL = {
+    "name": "s",
+    "sampler": "grid",
+    "pruner": "none",
+    "trials": 24,
+    "space": {
+        "learning_rate": {"choices": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2], "default": 1e-3},
+        "dropout": {"choices": [0.0, 0.1, 0.2, 0.3], "default": 0.1},
+        "epochs": 25,
+        "batch_size": 8,
+        "weight_decay": 0.01,
+        "frozen_layers": 2,
+    },
+}
+
+
+def real_storm(place: Path, seed: int, kills: int) -> tuple[Toll, int]:
+    """The same over `hpsearch run`; also how many trials differ in any epoch from those of a run that was left alone."""
+    rng, toll, begun = random.Random(seed), Toll(), time.monotonic()
+    command = [str(Path(sys.executable).parent / "hpsearch"), "run", "study.json", "--workers", "2"]
+    for name in ("calm", "storm"):
+        (place / name).mkdir()
+        (place / name / "study.json").write_text(json.dumps(REAL))
+    subprocess.run(command, cwd=place / "calm", check=True, capture_output=True)
+    told: dict[int, float] = {}
+
+    def start() -> subprocess.Popen[str]:
+        with (place / "storm" / "log").open("a") as log:
+            return subprocess.Popen(command, cwd=place / "storm", stdout=log, stderr=log, text=True)
+
+    session = start()
+    while sum(toll.kills.values()) < kills:
+        time.sleep(rng.uniform(0.5, 8))
+        if session.poll() is not None:
+            if session.returncode == 0:
+                break
+            toll.errors += session.returncode > 0
+            session = start()
+            continue
+        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if victims := family(session)[kind]:
+            told |= complete(place / "storm") if (place / "storm" / "hpsearch.db").exists() else {}
+            os.kill(rng.choice(victims), signal.SIGKILL)
+            toll.kills[kind] = toll.kills.get(kind, 0) + 1
+    while session.wait(timeout=600) or toll.kills.get("tracker"):  # a mirror that was killed is completed by the next session
+        if session.returncode > 0:
+            raise RuntimeError((place / "storm" / "log").read_text()[-3000:])
+        if not session.returncode:
+            toll.kills["tracker"], finished = 0, toll.kills["tracker"]
+            session = start()
+            session.wait(timeout=600)
+            toll.kills["tracker"] = finished
+            break
+        session = start()
+    studies = [optuna.load_study(study_name="s", storage=f"sqlite:///{place}/{name}/hpsearch.db") for name in ("calm", "storm")]
+    calm, stormy = (study.get_trials(deepcopy=False) for study in studies)
+    count(toll, stormy, told, REAL["trials"])
+    toll.attempts = sum(int(t.user_attrs["hpsearch"]["attempt"]) for t in stormy)
+    toll.disagree = disagreements(place / "storm", studies[1], stormy, "hpsearch-runs/s/")
+    differ = sum(losses(a) != losses(b) for a, b in zip(calm, stormy, strict=True))
+    toll.orphans = remaining(place / "storm")
+    toll.wall = time.monotonic() - begun
+    return toll, differ
+
+
+def losses(trial: optuna.trial.FrozenTrial) -> list[tuple[float, float]]:
+    """Every epoch of a trial, to the last bit."""
+    return [(row["train_loss"], row["val_loss"]) for row in trial.user_attrs["hpsearch"]["curve"]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--points", type=int, default=120)
+    parser.add_argument("--real", type=int, default=20)
     asked = parser.parse_args()
+    clean = True
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         toll = storm(Path(folder), asked.seed, asked.kills, asked.points)
         print(f"seed={asked.seed} points={asked.points} {toll.line()}")
         if not toll.clean:
             print((Path(folder) / "log").read_text()[-2000:], file=sys.stderr)
-    return not toll.clean
+        clean = clean and toll.clean
+    if asked.real:
+        with tempfile.TemporaryDirectory() as folder:
+            toll, differ = real_storm(Path(folder), asked.seed, asked.real)
+            print(f"real: seed={asked.seed} points={REAL['trials']} {toll.line()}; {differ} trials differ from those of a calm run")
+            if not toll.clean:
+                print((Path(folder) / "storm" / "log").read_text()[-2000:], file=sys.stderr)
+            clean = clean and toll.clean and not differ
+    return not clean
 
 
 if __name__ == "__main__":
