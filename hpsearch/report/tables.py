@@ -135,7 +135,8 @@ def study(view: StudyView) -> pd.DataFrame:
 
 def facts(view: StudyView) -> pd.DataFrame:
     """What the worker found when it loaded model and data, one key a row."""
-    return frame(flatten(view.facts), ["fact", "value"])
+    known = {key: value for key, value in view.facts.items() if key != "sessions"}  # how earlier ones were laid out
+    return frame(flatten(known), ["fact", "value"])
 
 
 def importance(view: StudyView) -> pd.DataFrame:
