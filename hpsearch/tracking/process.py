@@ -60,8 +60,8 @@ def serve(
     if silent:
         answers.put("")
         return
-    for event in first:
-        follower.hear(event)
+    for told in first:
+        follower.hear(told)
     follower.follow(flush=True)
     for event in coming:
         if event is not None:

@@ -50,7 +50,8 @@ def check_store(uri: str) -> None:
 def create_store(uri: str, wanted: Callable[[], bool] = lambda: True) -> None:
     """Make a new SQLite store aside and link it into place: a kill half-way would leave a file that never opens again.
 
-    Once it is whole, `wanted` is asked whether there is anything to put into it, and may take its time to answer. Raises FixSetup where `check_store` does.
+    Once it is whole, `wanted` is asked whether there is anything to put into it, and may take its time to answer. Raises FixSetup
+    where `check_store` does.
     """
     check_store(uri)
     path = store_file(uri)
