@@ -88,7 +88,7 @@ def check_disk(path: Path, advice: str) -> None:
         mounts = Path("/proc/mounts").read_text()
     except OSError:
         return
-    if (kind := network_type(path.resolve(), mounts)) is not None:
+    if (kind := network_type(Path(os.path.realpath(path)), mounts)) is not None:
         raise FixSetup(
             f"{path} is on a network file system ({kind}), where SQLite files get damaged: {advice}, or set {ALLOW}=1 if one machine alone "
             "uses it and its locks are known to work"

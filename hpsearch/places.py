@@ -40,7 +40,7 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
 
     url = storage_url(storage or os.environ.get("OPTUNA_STORAGE"), folder)
     uri = tracking.tracking_uri(tracking_uri, folder) if track else None
-    if uri is not None and (file := sqlite_path(url)) is not None and uri == f"sqlite:///{file.resolve()}":
+    if uri is not None and (file := sqlite_path(url)) is not None and uri == f"sqlite:///{os.path.realpath(file)}":
         raise FixSetup(f"storage and tracking name the same file {file}; Optuna and MLflow refuse to share one")
     return Place(folder, url, uri)
 

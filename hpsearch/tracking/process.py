@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import queue
@@ -45,8 +46,24 @@ def serve(
     ignore_signals()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it announces every table it makes
     follower = Follower(uri, Path(folder), taken, beats, failures)
-    follower.follow(flush=True)  # MLflow loads, and makes its store, while the study makes ready
-    for event in flowing(events):
+    coming, first, silent = flowing(events), list[Event](), False
+
+    def begun() -> bool:
+        """Whether there is a study to mirror: of one whose data is refused nothing is heard, and no store is left behind."""
+        nonlocal silent
+        first.extend(itertools.islice((event for event in coming if event is not None), 1))
+        silent = not first
+        return not silent
+
+    with suppress(Exception):  # told when it is tried again
+        create_store(uri, begun)  # MLflow loads, and makes its store, while the study makes ready
+    if silent:
+        answers.put("")
+        return
+    for told in first:
+        follower.hear(told)
+    follower.follow(flush=True)
+    for event in coming:
         if event is not None:
             follower.hear(event)
         follower.follow(flush=event is None)

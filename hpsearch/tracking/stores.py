@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def check_store(uri: str) -> None:
     )
 
 
-def create_store(uri: str) -> None:
+def create_store(uri: str, wanted: Callable[[], bool] = lambda: True) -> None:
     """Make a new SQLite store aside and link it into place: a kill half-way would leave a file that never opens again.
 
-    Raises FixSetup where `check_store` does.
+    Once it is whole, `wanted` is asked whether there is anything to put into it, and may take its time to answer. Raises FixSetup
+    where `check_store` does.
     """
     check_store(uri)
     path = store_file(uri)
@@ -64,8 +66,9 @@ def create_store(uri: str) -> None:
 
     try:
         MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # somebody else was first
-            os.link(aside, path)
+        if wanted():
+            with suppress(FileExistsError):  # somebody else was first
+                os.link(aside, path)
     finally:
         for leftover in path.parent.glob(f"{aside.name}*"):
             leftover.unlink()

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpsearch.dbfile import remove_leftovers
 from hpsearch.errors import FixInput
 from hpsearch.machine import shielded
 from hpsearch.tracking.process import masked, serve
-from hpsearch.tracking.stores import check_store
+from hpsearch.tracking.stores import check_store, store_file
 from hpsearch.types import EpochDone, Event, TrackingBehind, TrialEnded
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class MlflowTracker:
         """
         check_store(uri)
         quiet_environment()
+        self.uri = uri
         context = multiprocessing.get_context("spawn")
         self.events: multiprocessing.Queue[Event | None] = context.Queue()
         self.answers: multiprocessing.Queue[str] = context.Queue()
@@ -126,6 +128,8 @@ class MlflowTracker:
         self.process.join()
         self.events.cancel_join_thread()
         self.events.close()
+        if (file := store_file(self.uri)) is not None:
+            remove_leftovers(file)  # of a store that was being made
 
 
 def quiet_environment() -> None:
