@@ -78,9 +78,8 @@ def main() -> None:
                 if worker.poll() not in (None, 0) and time.monotonic() < limit:
                     ended += 1
                     workers[i] = start()
-        print(
-            f"by hand: seed={asked.seed} points={POINTS} kills={kills} {counted(Path(folder))} errors={ended} wall={time.monotonic() - begun:.0f}s"
-        )
+        found, wall = counted(Path(folder)), time.monotonic() - begun
+        print(f"by hand: seed={asked.seed} points={POINTS} kills={kills} {found} errors={ended} wall={wall:.0f}s")
 
 
 def prepare(place: Path) -> None:

@@ -112,8 +112,12 @@ def conclude(
     ui: str | None = None,
     whole: bool = False,
     anyway: bool = False,
+    again: bool = True,
 ) -> Compared:
-    """The comparison of those studies, with its page and its JSON; `whole` leaves out those that are not finished."""
+    """The comparison of those studies, with its page and its JSON; `whole` leaves out those that are not finished.
+
+    Page and JSON that are there are written `again`, or left alone.
+    """
     from hpsearch.search.catalog import read_study
     from hpsearch.search.samplers import POLICY
     from hpsearch.search.store import opened
@@ -152,10 +156,11 @@ def conclude(
         seconds=seconds,
         ui_command=ui,
     )
-    from hpsearch.report.page import write_comparison_page
+    if again or not (folder / PAGE).exists() or not (folder / VALUES).exists():
+        from hpsearch.report.page import write_comparison_page
 
-    write_comparison_page(view(result, studies[0]), folder / PAGE)
-    write_values(result)
+        write_comparison_page(view(result, studies[0]), folder / PAGE)
+        write_values(result)
     return result
 
 

@@ -53,7 +53,7 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
                 mirror.record(ending(stored, where, reason_of(stored)))
             if name not in {stored.name for stored in studies}:
                 with suppress(FixInput):  # too little of the comparison is there
-                    mirror.record(told(conclude(title, [stored.name for stored in studies], where, whole=True)))
+                    mirror.record(told(conclude(title, [stored.name for stored in studies], where, whole=True, again=False)))
             mirror.close(patience=None)
         except BaseException:
             mirror.abandon()

@@ -246,7 +246,7 @@ def test_trials_wait_at_rungs_go_on_from_there_and_leave_nothing_behind(url, tmp
     final = sorted((min(row["val_loss"] for row in r.curve[:8]), r.number) for r in records if len(r.curve) >= 8)
     assert complete >= {n for _, n in final[: len(final) // 2]}  # the best half of those at the last rung
     assert sorted(e.record.number for e in memory.of(TrialEnded)) == list(range(24))  # each once
-    assert [path.name for path in (tmp_path / "states").iterdir()] == ["results"]
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["results", "study.json"]
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -267,7 +267,7 @@ def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tm
         return [(r.number, r.status, dict(r.params), len(r.curve), r.val_loss) for r in records]
 
     assert essence(parts) == essence(whole)
-    assert [path.name for path in (tmp_path / "states").iterdir()] == ["results"]
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["results", "study.json"]
 
 
 def test_a_larger_budget_promotes_from_what_is_there(url, tmp_path):
