@@ -35,6 +35,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 REMEDY = "`hpsearch rebuild` makes a new one from the results in hpsearch-runs; or name another with --storage, or restore it from a copy"
 RETRY_SECONDS = 300.0  # how long a locked storage is waited for, while training goes on
 FULL_SECONDS = 30.0  # how long a full disk is waited for at the end; while the study goes on, as long as it takes
+WAITS = ": the study waits; free some space and it goes on"
 SCARCE = 1 << 20  # free bytes below which SQLite's errors are put down to the disk, whatever they say
 
 
@@ -267,7 +268,7 @@ class Writer:
             except (OperationalError, optuna.exceptions.StorageInternalError) as error:
                 self.full, now = full_disk(self.path, error), time.monotonic()
                 if self.full and self.closing is not None and now - self.closing > FULL_SECONDS:
-                    raise FixSetup(self.full) from error
+                    raise FixSetup(self.full.removesuffix(WAITS)) from error
                 if not self.full and now > give_up:
                     raise
                 time.sleep(0.5)
@@ -286,4 +287,4 @@ def full_disk(path: Path | None, error: BaseException) -> str:
         return ""
     if "is full" not in f"{error} {error.__cause__}" and free >= SCARCE:
         return ""
-    return f"the disk of {path} is full ({free / 1e6:.1f} MB left): the study waits; free some space and it goes on"
+    return f"the disk of {path} is full ({free / 1e6:.1f} MB left){WAITS}"
