@@ -62,6 +62,7 @@ class Orchestrator:
         self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
         self.interrupted: set[int] = set()
         self.trials: dict[int, Trial] = {}  # as handed out last
+        self.held = ""  # what holds the study up
         self.noticed = ""  # what a worker said last
         self.exhausted = False
         self.facts, self.tidy = facts, tidy
@@ -106,13 +107,20 @@ class Orchestrator:
             elif late:
                 if not self.live:
                     return "timeout"
-            elif self.facts is not None:
+            elif self.facts is not None and not self.waits():
                 self.feed()
                 if not self.live and not self.pending():
                     self.settle(over=True)
                     return "exhausted" if self.searcher.remaining(self.budget) else "budget"
             for message in self.executor.poll(0.2):
                 self.handle(message, stopping=reason is not None)
+
+    def waits(self) -> bool:
+        """Whether something outside holds the study up, such as a full disk; it is told, and when it is over."""
+        before, self.held = self.held, self.searcher.held()
+        if bool(self.held) != bool(before):
+            self.record(Notice(self.held or "The storage can be written again: the study goes on"))
+        return bool(self.held)
 
     def pending(self) -> bool:
         """Whether there is a trial to start."""

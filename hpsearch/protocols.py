@@ -131,6 +131,10 @@ class Searcher(Protocol):
         """Hand out a live trial again, as its next attempt: its worker was lost."""
         ...
 
+    def held(self) -> str:
+        """Why no trial should be asked for now, for a person to read; "" where nothing holds the study up."""
+        ...
+
     def promotable(self) -> int:
         """How many trials that wait at a rung may go on now."""
         ...

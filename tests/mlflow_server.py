@@ -73,9 +73,9 @@ class Front(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def front(behind="", broken=500):
+def front(behind="", broken=500, kind=Front):
     """A server in front of another: the server, the class that holds its two settings, its URI."""
-    handler = type("Handler", (Front,), {"behind": behind, "broken": broken})
+    handler = type("Handler", (kind,), {"behind": behind, "broken": broken})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, handler, f"http://127.0.0.1:{server.server_port}"

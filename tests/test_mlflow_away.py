@@ -1,23 +1,27 @@
 """A tracking server that dies, hangs or fails in the middle of a study, and comes back: at the end nothing is missing in MLflow."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 
 from hpsearch.search.catalog import read_study
 from hpsearch.search.store import opened
 from hpsearch.tracking import MlflowTracker
-from hpsearch.types import Status, TrackingBehind
+from hpsearch.types import Status, StudyStarted, TrackingBehind
 from tests.events import study_events
-from tests.mlflow_server import Server, front
-from tests.mlflow_store import by_name, disagreements
+from tests.mlflow_server import Front, Server, front
+from tests.mlflow_store import by_name, disagreements, dump
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,3 +192,54 @@ def test_a_study_that_begins_while_the_server_is_away_and_the_one_before_it_are_
     for name in ("first", "second"):
         experiment = client.get_experiment_by_name(name)
         assert len(client.search_runs([experiment.experiment_id])) == 5
+
+
+class Late(Front):
+    """The first request to make a run of each name is carried out only once the run has been asked for again, and is answered to nobody."""
+
+    def answer(self):
+        if self.path.endswith("/runs/create"):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.rfile = io.BytesIO(body)
+            name = json.loads(body)["run_name"]
+            again = self.asked.setdefault(name, threading.Event())
+            if name not in self.first:
+                self.first.add(name)
+                again.wait(60)
+            else:
+                super().answer()
+                again.set()
+                return
+        super().answer()
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+
+
+def test_runs_that_a_server_makes_after_they_were_asked_for_again_are_gone_at_the_end(tmp_path, server):
+    slow, handler, uri = front(server.uri, 0, Late)
+    handler.first, handler.asked = set(), {}
+    try:
+        tracker = MlflowTracker(uri, tmp_path)
+        *events, last = (replace(e, uid="late") if isinstance(e, StudyStarted) else e for e in study_events("late"))
+        for event in events:
+            tracker.record(event)
+        until(lambda: not tracker.behind)
+        tracker.record(last)
+        tracker.close()
+    finally:
+        slow.shutdown()
+        slow.server_close()
+    assert tracker.problem == ""
+    assert len(handler.first) == 5
+    found = [
+        run["info"]
+        for run in dump(server.uri, ViewType.ACTIVE_ONLY).values()
+        if "info" in run and run["tags"].get("hpsearch.study") == "late"
+    ]
+    assert sorted((name, status) for name, status, *_ in found) == [
+        ("late", "FINISHED"),
+        ("trial-0000", "FINISHED"),
+        ("trial-0001", "KILLED"),
+        ("trial-0002", "FAILED"),
+        ("trial-0003", "FINISHED"),
+    ]

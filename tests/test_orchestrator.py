@@ -48,12 +48,12 @@ def url(tmp_path, empty):
     return f"sqlite:///{tmp_path}/hpsearch.db"
 
 
-def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, **values):
+def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, memory=None, **values):
     """One session of a study; why it ended, and what was seen."""
     spec = parse_spec({"name": "s", "sampler": "random", "trials": budget or 8, **values})
     ref = KernelRef("tests.kernels:curves", config or {})
     executor = ProcessExecutor(ref, workers) if workers else InlineExecutor(ref)
-    memory = Memory()
+    memory = memory or Memory()
     folder = Path(config["folder"]) if config and "folder" in config else None
     searcher = OptunaSearcher(spec, open_storage(url, create=True), folder=folder)
     try:

@@ -27,7 +27,7 @@ class ListedRuns:
         self.storage, self.objective, self.folder = storage, objective, folder
         self.study_id = storage.get_study_id_from_name(name)
         self.uid = str(storage.get_study_user_attrs(self.study_id).get(RECORD, {}).get("uid", ""))
-        self.writer = Writer()
+        self.writer = Writer(storage)
         results = read_results(folder, self.uid) if folder is not None else {}
         self.taken = [results[trial.name] for trial in trials if trial.name in results]
         for record in self.taken:
@@ -78,6 +78,10 @@ class ListedRuns:
         key, values = f"{RUN}{record.name}", run_values(record)
         self.writer.put(lambda: self.storage.set_study_user_attr(self.study_id, key, values))
 
+    def held(self) -> str:
+        """Why nothing new should be begun now: the storage's disk is full; "" where nothing holds the runs up."""
+        return self.writer.full
+
     def promotable(self) -> int:
         """No run waits at a rung."""
         return 0
@@ -114,7 +118,7 @@ def add_opening(storage: RDBStorage, name: str, opening: Mapping[str, Any]) -> i
     study_id = storage.get_study_id_from_name(name)
     earlier: list[Mapping[str, Any]] = storage.get_study_user_attrs(study_id).get(OPENINGS, [])
     write: Callable[[], None] = lambda: storage.set_study_user_attr(study_id, OPENINGS, [*earlier, dict(opening)])  # noqa: E731
-    writer = Writer()  # waits out a storage that is locked for a while
+    writer = Writer(storage)  # waits out a storage that is locked for a while
     writer.put(write)
     writer.close()
     return len(earlier) + 1

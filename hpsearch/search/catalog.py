@@ -10,7 +10,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 
 from hpsearch.errors import NotFound, nearest
 from hpsearch.recipes import told
-from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, fixed_of, record_of, runs_of
+from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, check_layout, fixed_of, record_of, runs_of
 from hpsearch.types import Status, StoredStudy
 
 
@@ -28,6 +28,7 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
         raise NotFound(f"no study {told(name)}: {nearest(name, known) if known else 'the storage is empty'}") from None
     attributes = storage.get_study_user_attrs(study_id)
     stored = attributes.get(RECORD, {})
+    check_layout(name, stored)
     spec = stored.get("spec", {})
     fixed = fixed_of(spec)
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)

@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsearch.errors import ChooseAnotherName
+from hpsearch.errors import ChooseAnotherName, FixSetup
 from hpsearch.faults import crash_point
 from hpsearch.keeping import STUDY, write_durably
 from hpsearch.recipes import CORE
@@ -24,6 +24,7 @@ from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
 
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
 RUN = f"{RECORD}.run."  # begins the study attribute that holds a run beside the search
+LAYOUT = 1  # of what RECORD and its neighbours hold; one more when an older hpsearch could no longer read it
 HEADSTART = "headstart"  # the key of RECORD that holds the trials that the study began with
 OPENINGS = f"{RECORD}.openings"  # the study attribute that holds when the test split was looked at, and what was seen
 KEPT = {field.name for field in fields(TrialRecord)} - {"status"}
@@ -42,16 +43,19 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     except KeyError:
         study_id = storage.create_new_study([direction_of(spec.objective)], name)
         crash_point("study-half-made")
-        storage.set_study_user_attr(study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest()})
+        storage.set_study_user_attr(
+            study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest(), "layout": LAYOUT}
+        )
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
     empty = not storage.get_n_trials(study_id)
     if stored is None and not empty:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
     stored = stored or {}
+    check_layout(name, stored)
     changes = differences(comparable(stored["spec"]), spec.identity()) if stored else []
     if empty and (not stored or changes):  # made by a command that failed before its first trial: nothing to mix up
-        stored, changes = {"uid": uuid.uuid4().hex, "spec": spec.resolved()}, []
+        stored, changes = {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "layout": LAYOUT}, []
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ChooseAnotherName(
@@ -81,6 +85,13 @@ def kept_study(folder: Path) -> Mapping[str, Any] | None:
         return kept if kept["user_attrs"][RECORD]["uid"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_layout(name: str, stored: Mapping[str, Any]) -> None:
+    """Raise FixSetup for a study whose records are those of a newer hpsearch, before anything of it is changed."""
+    if int(stored.get("layout", 1)) > LAYOUT:
+        made = f"its records have layout {stored['layout']}, this one knows up to {LAYOUT}"
+        raise FixSetup(f"the study '{name}' was made by a newer hpsearch ({made}): update hpsearch")
 
 
 def proven_before(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class OptunaSearcher:
         self.again: deque[Trial] = deque()  # interrupted in an earlier session
         self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
         self.paused: dict[int, TrialRecord] = {}
-        self.writer = Writer()
+        self.writer = Writer(storage)
         results = read_results(folder, self.uid) if folder is not None else {}
         self.recall(results)
         self.plan = self.planned()
@@ -308,6 +308,10 @@ class OptunaSearcher:
         waiting = self.memory.get_trial(memory_id)
         self.writer.put(lambda: self.store_pause(waiting))
         return record
+
+    def held(self) -> str:
+        """Why nothing new should be asked for now: the storage's disk is full; "" where nothing holds the study up."""
+        return self.writer.full
 
     def promotable(self) -> int:
         """How many trials that wait at a rung may go on now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import shlex
+import shutil
 import sqlite3
 import stat
 import threading
@@ -32,7 +33,10 @@ from hpsearch.keeping import RESULTS
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REMEDY = "`hpsearch rebuild` makes a new one from the results in hpsearch-runs; or name another with --storage, or restore it from a copy"
-RETRY_SECONDS = 300.0  # how long a locked or full storage is waited for, while training goes on
+RETRY_SECONDS = 300.0  # how long a locked storage is waited for, while training goes on
+FULL_SECONDS = 30.0  # how long a full disk is waited for at the end; while the study goes on, as long as it takes
+WAITS = ": the study waits; free some space and it goes on"
+SCARCE = 1 << 20  # free bytes below which SQLite's errors are put down to the disk, whatever they say
 
 
 def storage_url(given: str | None, folder: Path) -> str:
@@ -216,9 +220,13 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 class Writer:
-    """Executes writes one after the other on its own thread, waiting out a storage that is locked for a while."""
+    """Executes writes one after the other on its own thread, waiting out a storage that is locked, or whose disk is full, for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: RDBStorage | None = None) -> None:
+        """`storage` is the one that is written, to look at its disk."""
+        self.path = sqlite_path(storage.url) if storage is not None else None
+        self.full = ""  # what a person should do about the disk, while it is full
+        self.closing: float | None = None  # since when nothing more comes
         self.waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self.run, name="storage-writer", daemon=True)
@@ -237,6 +245,7 @@ class Writer:
 
     def close(self) -> None:
         """Finish what is queued; raises FixSetup when something could not be written."""
+        self.closing = time.monotonic()
         self.waiting.put(None)
         self.thread.join()
         self.check()
@@ -251,12 +260,31 @@ class Writer:
                     self.error = error
 
     def attempt(self, write: Callable[[], None]) -> None:
-        """One write, repeated while the database is locked or the disk full, at most RETRY_SECONDS."""
+        """One write, repeated while the database is locked, at most RETRY_SECONDS, or the disk full."""
         give_up = time.monotonic() + RETRY_SECONDS
         while True:
             try:
-                return write()
-            except (OperationalError, optuna.exceptions.StorageInternalError):
-                if time.monotonic() > give_up:
+                write()
+            except (OperationalError, optuna.exceptions.StorageInternalError) as error:
+                self.full, now = full_disk(self.path, error), time.monotonic()
+                if self.full and self.closing is not None and now - self.closing > FULL_SECONDS:
+                    raise FixSetup(self.full.removesuffix(WAITS)) from error
+                if not self.full and now > give_up:
                     raise
                 time.sleep(0.5)
+            else:
+                self.full = ""
+                return
+
+
+def full_disk(path: Path | None, error: BaseException) -> str:
+    """What to say where `error` came of a full disk; "" where it did not."""
+    if path is None:
+        return ""
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return ""
+    if "is full" not in f"{error} {error.__cause__}" and free >= SCARCE:
+        return ""
+    return f"the disk of {path} is full ({free / 1e6:.1f} MB left){WAITS}"

@@ -57,7 +57,7 @@ class Mirror:
 
         self.uri, self.beat, self.times = uri, beat, times
         self.client: MlflowClient = MlflowClient(uri)
-        self.study = ""
+        self.study = self.uid = ""
         self.experiment = ""
         self.parent = ""
         self.tags: Mapping[str, str] = {}  # of the parent, as found
@@ -115,7 +115,7 @@ class Mirror:
         """Find or make experiment and parent run, and bring runs of earlier sessions up to date."""
         from mlflow.entities import Param, RunTag
 
-        self.study, self.data, self.live = event.study, str(event.spec["data"]), event.workers > 0
+        self.study, self.uid, self.data, self.live = event.study, event.uid, str(event.spec["data"]), event.workers > 0
         records = sorted((r for r in event.records if r.status.ended), key=lambda r: (r.ended or 0.0, r.number))
         begun = min((r.started for r in event.records if r.started is not None), default=None)
         self.find(event, begun)
@@ -248,11 +248,23 @@ class Mirror:
                 self.client.set_tag(self.runs[number], "hpsearch.state", "INTERRUPTED")
                 self.client.set_terminated(self.runs[number], "KILLED", at)
         self.trials, self.curves = {}, {}
+        if not self.uri.startswith("sqlite"):
+            self.sweep()
         self.stop_watching()
         reason = event.reason or self.tags.get("hpsearch.ended", "budget")
         self.client.set_tag(self.parent, "hpsearch.ended", reason)
         self.client.set_terminated(self.parent, "KILLED" if reason == "interrupted" else "FINISHED", at)
         self.upload(self.parent, self.tags, event.artifacts)
+
+    def sweep(self) -> None:
+        """Delete runs of this study that are nobody's: a server may carry out, later, what was given up and asked for again."""
+        parents = [run.info.run_id for run in self.search(f"tags.`hpsearch.uid` = '{self.uid}' AND tags.`hpsearch.kind` = 'study'")]
+        for run in [run for parent in parents for run in self.search(f"tags.`mlflow.parentRunId` = '{parent}'")]:
+            if run.info.run_id not in self.runs.values() and run.data.tags.get("hpsearch.state") != "INTERRUPTED":
+                self.client.delete_run(run.info.run_id)
+        for parent in parents:
+            if parent != self.parent:
+                self.client.delete_run(parent)
 
     def compare(self, event: ComparisonEnded) -> None:
         """A run of its own for what the experiment's studies came to, beside their parent runs."""
