@@ -474,9 +474,10 @@ def test_(study: str | None, trial: int | None, again: bool, storage: str | None
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", default=3, show_default=True, metavar="K", help="classes told of each image, the most probable first")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ...")
+@click.option("--code", metavar="M:F", help="the function that makes a model of one's own, MODULE:FUNCTION: it is imported")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")
 @guarded
-def predict(folder: Path, images: tuple[Path, ...], top: int, device: str, as_json: bool) -> None:
+def predict(folder: Path, images: tuple[Path, ...], top: int, device: str, code: str | None, as_json: bool) -> None:
     """Tell the classes of images with an exported model.
 
     FOLDER is what `hpsearch export` wrote; IMAGES are files, or folders of them. Ends with exit code 1 when none could be read.
@@ -487,7 +488,7 @@ def predict(folder: Path, images: tuple[Path, ...], top: int, device: str, as_js
     from hpsearch.printing import Steps, prediction_table
 
     with Steps(Console(stderr=True)) as steps:
-        told = delivery.predict(folder, images, top, device, steps.say)
+        told = delivery.predict(folder, images, top, device, code, steps.say)
     if as_json:
         click.echo(json.dumps([delivery.prediction_json(prediction) for prediction in told], indent=2))
     else:

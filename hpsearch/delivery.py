@@ -137,8 +137,13 @@ def open_test(where: Place, name: str | None, trial: int | None = None, again: b
     return Opening(stored.name, record.number, times, True, verdict.judged[0])
 
 
-def predict(folder: Path, images: Sequence[Path], top: int, device: str, say: Say = say_nothing) -> list[Prediction]:
-    """What the model in a folder says of images, and of those in folders. Raises FixInput or FixSetup before the first image."""
+def predict(
+    folder: Path, images: Sequence[Path], top: int, device: str, code: str | None = None, say: Say = say_nothing
+) -> list[Prediction]:
+    """What the model in a folder says of images, and of those in folders. Raises FixInput or FixSetup before the first image.
+
+    `code`: the function that the model may import, if it is one's own.
+    """
     if top < 1:
         raise FixInput(f"--top is a number of classes from 1, not {top}")
     say("Loading torch", 0, 0)
@@ -146,7 +151,7 @@ def predict(folder: Path, images: Sequence[Path], top: int, device: str, say: Sa
     from hpsearch.finetune.predict import predict as look
 
     files = expand(images)
-    return list(look(open_model(folder, device), files, top, say))
+    return list(look(open_model(folder, device, code), files, top, say))
 
 
 def prediction_json(prediction: Prediction) -> dict[str, Any]:

@@ -249,7 +249,10 @@ def test_a_model_of_ones_own_needs_its_module_and_nothing_else(tmp_path):
     done = hpsearch(tmp_path, "export", "own", "-o", "model")
     assert done.returncode == 0, done.stderr
     Image.new("RGB", (20, 20), (240, 240, 240)).save(tmp_path / "light.png")
-    (told,) = json.loads(hpsearch(tmp_path, "predict", "model", "light.png", "--json").stdout)
+    refused = hpsearch(tmp_path, "predict", "model", "light.png")
+    assert refused.returncode == 2
+    assert "allow it by --code mine:net" in refused.stderr
+    (told,) = json.loads(hpsearch(tmp_path, "predict", "model", "light.png", "--json", "--code", "mine:net").stdout)
     assert {entry["class"] for entry in told["top"]} == {"dark", "light"}
     script = [sys.executable, "model/predict.py", "light.png"]
     without = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)

@@ -136,6 +136,10 @@ def test_no_door_that_loads_weights_runs_a_pickle(tmp_path, monkeypatch):
         (work / "m" / "model.safetensors").write_bytes(file.read_bytes())
         result = CliRunner().invoke(main, ["predict", "m", "photos"])
         assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True), (result.output, result.exception)
+    (work / "sly.py").write_text('from pathlib import Path\nPath("hacked").touch()\ndef net(n): ...\n')
+    (work / "m" / "config.json").write_text('{"format": 1, "model": "sly:net", "classes": ["a", "b"], "preprocessing": {}}')
+    result = CliRunner().invoke(main, ["predict", "m", "photos"])
+    assert (result.exit_code, "--code sly:net" in result.output) == (2, True), "code runs only when the user names it"
     assert not list(tmp_path.rglob("hacked"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,11 +45,18 @@ class Model:
     device: torch.device
 
 
-def open_model(folder: Path, device: str) -> Model:
-    """The model that `export` wrote. Raises FixInput when the folder holds none, FixSetup without the device."""
+def open_model(folder: Path, device: str, code: str | None = None) -> Model:
+    """The model that `export` wrote. Raises FixInput when the folder holds none, FixSetup without the device.
+
+    A folder may come from anybody: `code` is the function that it may have imported for a model of one's own, named by the user.
+    """
     if not (folder / CONFIG).is_file():
         raise FixInput(f"{folder} holds no exported model (no {CONFIG} in it): `hpsearch export STUDY -o {folder}` writes one")
     try:
+        wanted = str(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"])
+        if ":" in wanted and wanted != code:
+            remedy = f"look at it, then allow it by --code {wanted}"
+            raise FixInput(f"the model in {folder} is made by {wanted}, a function outside of it: {remedy}")
         net, config = standalone.load(folder)
         if config["format"] != FORMAT:
             raise ValueError(f"its format is {config['format']}, and this hpsearch knows {FORMAT}")
