@@ -124,14 +124,16 @@ def test_a_server_that_fails_for_a_while_lacks_nothing_at_the_end(tmp_path, new_
     server = Server(tmp_path, new_store(tmp_path)).start()
     broken, handler, uri = front(server.uri, broken=0)
     try:
-        session = begin(tmp_path, uri)
+        session = begin(tmp_path, uri, trials=40)
         until(lambda: mirrored(server.uri) >= 3)
         handler.broken = 500
         before = len(epochs(tmp_path))
         until(lambda: len(epochs(tmp_path)) >= before + 30)
-        handler.broken = 0
+        handler.broken, had = 0, mirrored(server.uri)
+        until(lambda: mirrored(server.uri) > had + 2)
+        assert len(epochs(tmp_path)) < 4 * 40, "the mirror came back by itself, not only at the end"
         finish(session)
-        agree(tmp_path, server.uri)
+        agree(tmp_path, server.uri, 40)
     finally:
         broken.shutdown()
         broken.server_close()

@@ -1,6 +1,8 @@
 """The MLflow mirror, read back with MLflow's own client."""
 
+import hashlib
 import math
+import os
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from hpsearch.errors import FixInput
+from hpsearch.errors import FixInput, FixSetup
 from hpsearch.tracking import MlflowTracker, create_store, tracking_uri
 from hpsearch.types import StudyEnded, StudyStarted, Trial, TrialStarted
 from tests.events import RECORDS, study_events, trial_events
@@ -195,15 +197,80 @@ def test_a_killed_mirror_is_reported(tmp_path):
     assert tracker.problem == "its process died"
 
 
-def test_a_store_killed_while_it_is_made_leaves_none_rather_than_half(tmp_path):
-    code = f"from hpsearch.tracking import create_store; create_store('sqlite:///{tmp_path}/mlflow.db')"
-    for delay in (1.5, 2.5, 3.0):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-    create_store(f"sqlite:///{tmp_path}/mlflow.db")
-    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment("0").name == "Default"
+MAKE = """
+import os, random, signal, sys, time
+from pathlib import Path
+from mlflow import MlflowClient
+import mlflow.store.tracking.sqlalchemy_store
+from hpsearch.tracking import create_store
+
+def fork(work, *arguments):
+    pid = os.fork()
+    if not pid:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def use(uri):
+    create_store(uri)
+    assert MlflowClient(uri).get_experiment("0").name == "Default"
+
+place, what, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+if what == "kill":
+    begun = time.monotonic()
+    assert ended(fork(create_store, f"sqlite:///{place}/whole.db")) == 0
+    took, draws = time.monotonic() - begun, random.Random(0)
+    for i in range(number):
+        (place / str(i)).mkdir()
+        uri = f"sqlite:///{place}/{i}/mlflow.db"
+        making = fork(create_store, uri)
+        time.sleep(draws.uniform(0, took))
+        os.kill(making, signal.SIGKILL)
+        ended(making)
+        assert ended(fork(use, uri)) == 0, f"after kill {i}"
+        assert os.listdir(place / str(i)) == ["mlflow.db"], os.listdir(place / str(i))
+else:
+    uri = f"sqlite:///{place}/mlflow.db"
+    assert [ended(pid) for pid in [fork(use, uri) for _ in range(number)]] == [0] * number
+    assert os.listdir(place) == ["mlflow.db"], os.listdir(place)
+print("well")
+"""
+
+
+@pytest.mark.parametrize(("what", "number"), [("kill", os.environ.get("HPSEARCH_TEST_KILLS", "12")), ("at once", "8")])
+def test_stores_are_made_as_a_whole_or_not_at_all(tmp_path, what, number):
+    done = subprocess.run([sys.executable, "-c", MAKE, str(tmp_path), what, number], capture_output=True, text=True)
+    assert done.stdout == "well\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE alembic_version SET version_num = 'ffff00000000'", r"newer MLflow \(ffff00000000, .*: update mlflow and hpsearch"),
+        (
+            "UPDATE alembic_version SET version_num = '0a8213491aaa'",
+            r"older MLflow \(0a8213491aaa, .*: copy it, then run `mlflow db upgrade",
+        ),
+        ("DROP TABLE runs", "is no MLflow store: name another with --tracking-uri"),
+    ],
+)
+def test_a_store_of_another_mlflow_is_refused_and_left_alone(tmp_path, new_store, change, message):
+    uri = new_store(tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        db.execute(change)
+    db.close()
+    before = hashlib.sha256((tmp_path / "mlflow.db").read_bytes()).hexdigest()
+    for refused in (lambda: create_store(uri), lambda: MlflowTracker(uri, tmp_path)):
+        with pytest.raises(FixSetup, match=message):
+            refused()
+    assert hashlib.sha256((tmp_path / "mlflow.db").read_bytes()).hexdigest() == before
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "file:///tmp/x", "ftp://host/x"])
