@@ -8,6 +8,7 @@ import pytest
 from hpsearch.search.catalog import read_study
 from hpsearch.search.store import opened
 from hpsearch.types import Status
+from tests.test_docs import ROOT, blocks
 from tests.test_main_job import hpsearch
 
 RUN = ("run", "--trials", "5", "--confirm", "1x2", "--set", "space.epochs=3", "--name", "small", "--no-tracking", "--workers", "1")
@@ -74,6 +75,17 @@ def test_the_study_goes_on_from_there_and_trains_only_what_is_lost(lost):
     refused = hpsearch(folder, "rebuild")
     assert refused.returncode == 2
     assert "there is nothing to rebuild" in refused.stderr
+
+
+def test_the_commands_of_the_page_run_in_their_order(lost, empty_mlflow):
+    folder, before = lost
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
+    lines = [line.split(" #")[0].split() for line in "\n".join(blocks(ROOT / "docs" / "reliability.md", "sh")).splitlines() if line]
+    assert [line[:2] for line in lines] == [["hpsearch", "rebuild"], ["hpsearch", "sync"], ["hpsearch", "doctor"]]
+    for _, *arguments in lines:
+        done = hpsearch(folder, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert [plain(r) for r in stored(folder).records] == [plain(r) for r in before.records]
 
 
 def test_results_of_nobody_are_no_study(tmp_path):
