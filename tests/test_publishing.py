@@ -227,4 +227,5 @@ def test_a_comparison_is_synced_under_its_name_into_its_experiment(tmp_path, new
     hpsearch(tmp_path, "sync", "pair", "--tracking-uri", new_store(tmp_path / "empty"))
     again = dump(uri(tmp_path / "empty"))
     assert {name for name in again if name in before} == {"Default", "pair"}
-    assert sum("mlflow.parentRunId" not in run["tags"] for run in again.values() if "tags" in run) == 2
+    alone = [run["tags"]["hpsearch.kind"] for run in again.values() if "tags" in run and "mlflow.parentRunId" not in run["tags"]]
+    assert sorted(alone) == ["comparison", "study", "study"]

@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 
 from hpsearch.errors import FixInput
 from hpsearch.keeping import STUDY, read_results
+from hpsearch.search.headstart import kept_in
 from hpsearch.search.records import RECORD, RUN, kept_study, run_values
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.spec import parse_spec
@@ -33,6 +34,6 @@ def rebuild_study(storage: RDBStorage, folder: Path) -> tuple[str, int, int]:
         storage.set_study_user_attr(study_id, key, value)
     for key, value in kept["system_attrs"].items():
         storage.set_study_system_attr(study_id, key, value)
-    with closing(OptunaSearcher(parse_spec(about["spec"]), storage, folder=folder)) as searcher:
+    with closing(OptunaSearcher(parse_spec(about["spec"]), storage, kept_in(about), folder=folder)) as searcher:
         trials = sum(record.status.ended for record in searcher.records())
     return name, trials, sum(key.startswith(RUN) for key in {**runs, **kept["user_attrs"]})

@@ -55,7 +55,9 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     check_layout(name, stored)
     changes = differences(comparable(stored["spec"]), spec.identity()) if stored else []
     if empty and (not stored or changes):  # made by a command that failed before its first trial: nothing to mix up
-        stored, changes = {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "layout": LAYOUT}, []
+        stored, changes = {"uid": uuid.uuid4().hex, "layout": LAYOUT}, []
+    if empty:  # trials may have left results, but it begins as this command has it
+        stored = {key: value for key, value in stored.items() if key != HEADSTART} | {"spec": spec.resolved()}
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ChooseAnotherName(
