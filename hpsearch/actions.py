@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
-from hpsearch.machine import outlive, stop_signals, study_lock
+from hpsearch.machine import listenable, outlive, stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import GRACE, Tracker
@@ -269,8 +269,8 @@ def cache(clear: bool) -> dict[str, Any]:
 # ---------------------------------------------------------------- MLflow's own page
 
 
-def ui(where: Place, host: str, port: int) -> list[str]:
-    """The lean command behind `hpsearch ui`; also sets this process's environment for it.
+def ui(where: Place, host: str, port: int) -> tuple[list[str], int]:
+    """The lean command behind `hpsearch ui`, and its port; also sets this process's environment for it.
 
     MLflow's default is 15 processes and 3 GB; one worker without its job runner is 2 processes and 0.5 GB.
     """
@@ -281,7 +281,8 @@ def ui(where: Place, host: str, port: int) -> list[str]:
         raise NotFound(f"there is no MLflow store {file} yet: run a study first, or name one with --tracking-uri")
     tracking.quiet_environment()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    return [
+    port = listenable(host, port)
+    command = [
         sys.executable,
         "-m",
         "mlflow",
@@ -295,6 +296,7 @@ def ui(where: Place, host: str, port: int) -> list[str]:
         "--workers",
         "1",
     ]
+    return command, port
 
 
 # ---------------------------------------------------------------- JSON

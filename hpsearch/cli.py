@@ -674,7 +674,7 @@ def doctor(fix: bool, tracking_uri: str | None, storage: str | None, as_json: bo
 @main.command()
 @click.option("--tracking-uri", metavar="URI", help="MLflow store  [default: MLflow's own, mlflow.db here]")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("-p", "--port", default=5000, show_default=True)
+@click.option("-p", "--port", default=5000, show_default=True, help="0 takes a free one")
 @guarded
 def ui(tracking_uri: str | None, host: str, port: int) -> None:
     """Serve MLflow's own page on the runs.
@@ -683,7 +683,7 @@ def ui(tracking_uri: str | None, host: str, port: int) -> None:
     """
     from hpsearch import actions
 
-    command = actions.ui(located(None, tracking_uri), host, port)
+    command, port = actions.ui(located(None, tracking_uri), host, port)
     click.echo(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", err=True)
     sys.stdout.flush()
     try:

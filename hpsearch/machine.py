@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -69,6 +71,27 @@ def total_memory() -> int:
     with suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return total
+
+
+def listenable(host: str, port: int) -> int:
+    """The port itself, or a free one for 0; FixInput for an address that is none of this machine's, FixSetup for a port in use."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except (socket.gaierror, OverflowError, UnicodeError) as error:
+        raise FixInput(f"--host {host} --port {port}: there is no such address ({error})") from None
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise FixInput(f"--host {host} --port {port} cannot be listened on: {error.strerror}") from None
+    with suppress(psutil.Error, OSError):
+        for found in psutil.net_connections("inet"):
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid:
+                holder = f"process {found.pid} ({psutil.Process(found.pid).name()})"
+                raise FixSetup(f"port {port} is in use by {holder}: end it, or take --port 0")
+    raise FixSetup(f"port {port} is in use: end what listens there, or take --port 0 for a free one")
 
 
 def crew(workers: int | str, threads: int, cores: int | None = None) -> int:

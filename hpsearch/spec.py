@@ -43,6 +43,8 @@ SESSION = (
     "timeout",
     "workers",
     "trials_per_device",
+    "stall",
+    "state_gigabytes",
     "data_root",
     "bad_files",
     "references",
@@ -235,6 +237,8 @@ class StudySpec(Part):
     workers: Whole | Literal["auto"] = "auto"
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
     trials_per_device: Whole | Literal["auto"] = Field("auto", description="trials at once in each worker")
+    stall: Real = Field(300.0, gt=0, description="seconds without a sign of life after which a worker hangs")
+    state_gigabytes: Real = Field(20.0, gt=0, description="of disk for the states of trials that wait at rungs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the network's arithmetic; auto: bf16 where the device has it"
     )

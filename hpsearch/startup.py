@@ -49,7 +49,7 @@ def begin_workers(spec: StudySpec, name: str, say: Say) -> ProcessExecutor:
     workers = crew(spec.workers, spec.threads)
     say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
     preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
-    return ProcessExecutor(None, workers, spec.threads, preload)
+    return ProcessExecutor(None, workers, spec.threads, preload, spec.stall)
 
 
 def lock_folders(folder: Path, url: str, name: str) -> list[Path]:

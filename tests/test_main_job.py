@@ -283,6 +283,19 @@ def test_every_sampler_runs_by_name(tmp_path, sampler):
     assert sum(json.loads(result.stdout)["counts"].values()) == 4
 
 
+def test_a_port_in_use_is_said_with_its_holder(done):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        refused = hpsearch(done[0], "ui", "--port", str(port))
+    assert refused.returncode == 1
+    assert f"port {port} is in use by process {os.getpid()}" in refused.stderr
+    nowhere = hpsearch(done[0], "ui", "--host", "203.0.113.7")
+    assert nowhere.returncode == 2
+    assert "cannot be listened on" in nowhere.stderr
+
+
 def test_mlflows_page_opens_on_the_runs_with_two_processes(done):
     folder, _ = done
     with socket.socket() as s:

@@ -249,6 +249,25 @@ def test_trials_wait_at_rungs_go_on_from_there_and_leave_nothing_behind(url, tmp
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["results", "study.json"]
 
 
+def test_states_that_have_no_room_are_let_go_the_worst_first(url, tmp_path):
+    one = 2e-6  # GB, of some ten states that a curve of two epochs takes
+    reason, memory = halving(url, tmp_path, budget=24, state_gigabytes=one)
+    assert reason == "budget"
+    found = stored(url)
+    assert {r.status for r in found} == {Status.COMPLETE, Status.PRUNED}
+    sizes, most = {}, 0
+    for event in memory.events:
+        if isinstance(event, TrialPaused):
+            sizes[event.record.number] = len(event.record.curve)
+        elif isinstance(event, TrialStarted | TrialEnded):
+            sizes.pop(event.trial.number if isinstance(event, TrialStarted) else event.record.number, None)
+        most = max(most, len(sizes))
+    assert most <= 3, "with room for all, more than that wait at once"
+    best = min(found, key=lambda r: r.val_loss)
+    assert best.status is Status.COMPLETE
+    assert [path.name for path in (tmp_path / "states").glob("*.state")] == []
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tmp_path, empty, sampler):
     other = tmp_path / "whole"

@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,15 +328,26 @@ class OptunaSearcher:
         return Trial(number, record.params, record.attempt, record.origin, record.state)
 
     def settle(self, over: bool) -> tuple[TrialRecord, ...]:
-        """End the trials at rungs that can never go on, as pruned; all that wait there when the study is `over`."""
+        """End the trials at rungs that can never go on, or have no room, as pruned; all that wait there when the study is `over`."""
         if self.rungs is None:
             return ()
-        numbers = list(self.paused) if over else self.rungs.hopeless(self.spec.trials)
+        hopeless = [] if over else self.rungs.hopeless(self.spec.trials)
+        numbers = list(self.paused) if over else hopeless + [number for number in self.without_room() if number not in hopeless]
         ended = []
         for number in numbers:
             self.rungs.retire(number)
             ended.append(self.conclude(replace(self.paused.pop(number), status=Status.PRUNED)))
         return tuple(ended)
+
+    def without_room(self) -> list[int]:
+        """The worst of the trials that wait at rungs, as far as their states are more than the study may keep."""
+        room, out = self.spec.state_gigabytes * 1e9, []
+        for record in sorted(self.paused.values(), key=lambda record: self.best[record.number]):
+            with suppress(OSError):
+                room -= Path(record.state or "").stat().st_size
+            if room < 0:
+                out.append(record.number)
+        return out
 
     # ------------------------------------------------------------ looking
 
