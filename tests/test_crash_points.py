@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.session import MUTANTS
-from tests.storm import Toll, begin, complete, examine, grid, prepare, storm
+from tests.storm import Toll, begin, complete, examine, grid, prepare
 from tests.test_main_job import hpsearch
 
 PACKAGE = Path(__file__).parents[1] / "hpsearch"
@@ -94,11 +94,6 @@ def test_a_kill_while_weights_are_written_loses_nothing(tmp_path, point, monkeyp
     trials = [line for line in done.stdout.splitlines() if re.match(r"\[\d/4\] trial", line)]
     assert len(trials) == 4
     assert not any("failed" in line for line in trials)
-
-
-def test_a_short_storm(place):
-    toll = storm(place, seed=3, kills=8, points=20, sleep=0.1, gap=0.5)
-    assert toll.clean, toll.line()
 
 
 # Each safeguard is taken away where its loss shows at once; what stays green over that measures nothing.

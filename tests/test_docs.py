@@ -116,6 +116,12 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_tests_that_the_documentation_names_are_there():
+    for page in PAGES:
+        for name in re.findall(r"`(?:tests/)?((?:[a-z]+/)?test_\w+\.py)[`:]", page.read_text()):
+            assert (ROOT / "tests" / name).exists(), f"{page.name}: {name}"
+
+
 def test_the_commands_page_is_what_the_commands_say():
     assert make_docs.PAGE.read_text() == make_docs.page(), "run `python -m tests.make_docs`"
 
