@@ -43,6 +43,8 @@ def objective(trial):
             value = x + y / 10 + 1 / (1 + step)
             trial.report(value, step)
             mlflow.log_metric("value", value, step=step)
+            with open(f"{place}/ledger", "a") as file:
+                print(trial.number, step, file=file)
     return value
 
 study.optimize(objective)
@@ -66,7 +68,11 @@ def main() -> None:
         workers, kills, ended = [start() for _ in range(WORKERS)], 0, 0
         limit = time.monotonic() + 900
         while any(worker.poll() is None for worker in workers) and time.monotonic() < limit:
-            time.sleep(rng.uniform(0.5, 2.5))
+            time.sleep(rng.uniform(0.1, 1.4))
+            if rng.random() < 0.7:  # as the storm over hpsearch: else starts would be hit, and little else
+                calm, patience = trained(Path(folder)), time.monotonic() + 20
+                while trained(Path(folder)) == calm and time.monotonic() < patience and any(worker.poll() is None for worker in workers):
+                    time.sleep(0.02)
             live = [worker for worker in workers if worker.poll() is None]
             if kills < asked.kills and live:
                 victim = rng.choice(live)
@@ -90,6 +96,12 @@ def prepare(place: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.create_study(storage=f"sqlite:///{place}/study.db", study_name="s")
     mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db").create_experiment("s")
+
+
+def trained(place: Path) -> int:
+    """How much was trained, in bytes of a ledger."""
+    path = place / "ledger"
+    return path.stat().st_size if path.exists() else 0
 
 
 def counted(place: Path) -> str:

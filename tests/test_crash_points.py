@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -108,7 +107,7 @@ NOTICED = {
 
 @pytest.mark.parametrize("without", NOTICED)
 def test_without_a_safeguard_the_same_kill_is_noticed(place, without):
-    slow = {"waiting": {"first": 7.5}, "states": {"sleep": 0.3}, "requeue": {"sleep": 0.3}}.get(without, {})
+    slow = {"waiting": {"first": 7.5}, "states": {"sleep": 0.3}, "requeue": {"sleep": 0.1, "first": 2.0}}.get(without, {})
     try:
         toll = crashed_once(place, NOTICED[without], without, **slow)
     except (AssertionError, subprocess.TimeoutExpired):
@@ -116,18 +115,24 @@ def test_without_a_safeguard_the_same_kill_is_noticed(place, without):
     assert not toll.clean, toll.line()
 
 
+WRITING = """
+import sys
+from pathlib import Path
+import tests.session
+from hpsearch import keeping
+keeping.write_durably(Path(sys.argv[1]), '{"whole": true}')
+"""
+
+
 @pytest.mark.parametrize("without", ["", "rename"], ids=["as it is", "without"])
-def test_half_a_result_is_never_read(place, without):
-    hit = place / "hit"
-    session = begin(place, SMALL | {"mlflow": False, "workers": 1}, f"result-aside@{hit}", without)
-    give_up = time.monotonic() + 60
-    while not hit.exists():
-        assert time.monotonic() < give_up
-        time.sleep(0.002)
-    session.kill()
-    session.wait()
-    torn = [path for path in (place / "results").glob("*.json") if not path.read_text().endswith("}")]
-    assert bool(torn) == bool(without)
+def test_half_a_result_is_never_where_it_is_read(tmp_path, without):
+    file = tmp_path / "results" / "trial-0000.json"
+    environment = os.environ | {"HPSEARCH_CRASH_AT": "result-aside", "SESSION_WITHOUT": without}
+    done = subprocess.run([sys.executable, "-c", WRITING, str(file)], cwd=PACKAGE.parent, env=environment)
+    assert done.returncode < 0
+    assert file.exists() == bool(without)
+    if without:
+        assert not file.read_text().endswith("}")
 
 
 def test_without_the_lock_a_second_orchestrator_is_noticed(place):
@@ -149,7 +154,7 @@ storage, place, mine = open_storage(sys.argv[1], create=True), Path(sys.argv[2])
 (place / f"ready-{mine}").touch()
 while len(list(place.glob("ready-*"))) < 4:
     time.sleep(0.001)
-for i in range(60):
+for i in range(30):
     open_study(storage, parse_spec({"name": f"{mine}-{i}"}))
 """
 

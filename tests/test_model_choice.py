@@ -281,6 +281,6 @@ def test_a_trial_of_each_model_is_exported_with_its_own_preprocessing(tmp_path, 
             Path(prepared.indexes[model]).unlink(missing_ok=True)  # prepared anew the second time
         config = json.loads((out / "config.json").read_text())
         assert (config["model"], config["preprocessing"]["channels"]) == (model, 1 if model == "glyphnet" else 3)
-        (said,) = predict(open_model(out, "cpu"), [tmp_path / "pictures" / "dark" / "0.png"], 2, say_nothing)
+        (said,) = predict(open_model(out, "cpu", config["model"]), [tmp_path / "pictures" / "dark" / "0.png"], 2, say_nothing)
         assert {name for name, _ in said.top} == {"dark", "light"}
     sys.modules.pop("tiny_models", None)

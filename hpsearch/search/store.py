@@ -79,7 +79,7 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
         with creation_lock(path if create else None):
             if path is not None and create:
                 make_sqlite(path)
-            kwargs = {"connect_args": {"timeout": 20}} if path is not None else {}
+            kwargs = {"connect_args": {"timeout": 60}} if path is not None else {}
             storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=not create)
     except (SQLAlchemyError, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
         raise FixSetup(f"the storage {shown(url)} cannot be opened: {str(error).splitlines()[0]}") from None
