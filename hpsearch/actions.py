@@ -154,6 +154,10 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         say("Completing the MLflow mirror", 0, 0)
     for tracker in trackers:
         tracker.close()
+    problem = behind(mlflow, stored.name) if mlflow and mlflow.problem else None
+    if problem is not None:
+        with opened(where.storage) as storage:
+            report = write_report(storage, stored, where, (f"# {problem}", f"hpsearch sync {shlex.quote(stored.name)}"))
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
     return Summary(
         study=stored.name,
@@ -166,7 +170,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         weights=weights,
         winner=winner,
         proof=proof,
-        tracking_problem=behind(mlflow, stored.name) if mlflow and mlflow.problem else None,
+        tracking_problem=problem,
         ui_command=ui_command(where) if mlflow else None,
         warnings=tuple(warnings_of((*stored.records, *stored.runs))),
     )

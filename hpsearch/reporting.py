@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,11 +90,12 @@ def refuse_wrong_kind(path: Path, fmt: str) -> None:
         raise FixInput(f"{path} is a file: {fmt.upper()} has one for each {'table' if fmt == 'csv' else 'figure'}, so name a folder")
 
 
-def write_report(storage: RDBStorage, stored: StoredStudy, where: Place) -> Path:
-    """Write the page of a stored study into its folder."""
+def write_report(storage: RDBStorage, stored: StoredStudy, where: Place, notes: Sequence[str] = ()) -> Path:
+    """Write the page of a stored study into its folder; `notes` stand beside the commands on it."""
     from hpsearch.report.page import write_page
 
-    return write_page(view_of(storage, stored, where), where.runs(stored.name) / "report.html")
+    view = view_of(storage, stored, where)
+    return write_page(replace(view, notes=(*view.notes, *notes)), where.runs(stored.name) / "report.html")
 
 
 def view_of(storage: RDBStorage, stored: StoredStudy, where: Place) -> StudyView:

@@ -344,7 +344,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--points", type=int, default=120)
-    parser.add_argument("--real", type=int, default=20)
+    parser.add_argument("--real", type=int, default=8)
     asked = parser.parse_args()
     clean = True
     with tempfile.TemporaryDirectory() as folder:

@@ -245,6 +245,7 @@ def test_passwords_reach_no_output_and_no_file(tmp_path, monkeypatch, way):
     assert "racking behind" in text
     assert len(list(tmp_path.rglob("*"))) > 5
     assert (tmp_path / "hpsearch-runs" / "digits-tpe" / "tracking.log").stat().st_size > 100
+    assert "tracking behind by" in (tmp_path / "hpsearch-runs" / "digits-tpe" / "report.html").read_text()
     assert leaks(tmp_path) == []
 
 
