@@ -280,8 +280,8 @@ def ui(where: Place, host: str, port: int) -> tuple[list[str], int]:
     """
     if where.tracking is None or where.tracking.startswith(("http", "databricks")):
         raise FixSetup(f"the runs are on {ui_command(where)}: open that address in a browser")
-    file = Path(where.tracking.removeprefix("sqlite:///"))
-    if where.tracking.startswith("sqlite") and not file.exists():
+    file = tracking.store_file(where.tracking)
+    if file is not None and not file.exists():
         raise NotFound(f"there is no MLflow store {file} yet: run a study first, or name one with --tracking-uri")
     tracking.quiet_environment()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

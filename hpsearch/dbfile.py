@@ -26,12 +26,22 @@ class Look:
     revision: str | None  # of its schema, as alembic keeps it; None where there is none
 
 
-def look(path: Path) -> Look:
-    """Look into a file without changing it; sqlite3.Error or OSError when it cannot be read."""
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as db:
+def look(path: Path, patience: float = 20.0) -> Look:
+    """Look into a file without changing it; sqlite3.Error or OSError when it cannot be read, or is locked for `patience` seconds."""
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=patience)) as db:
         tables = frozenset(name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
         row = db.execute("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in tables else None
     return Look(tables, row[0] if row else None)
+
+
+def damage(path: Path, patience: float) -> str:
+    """What SQLite finds wrong with a file when it reads all of it; "" where nothing is. `patience`: seconds that it waits for a lock."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=patience)) as db:
+            found = [str(line) for (line,) in db.execute("PRAGMA integrity_check(5)")]
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if found == ["ok"] else "; ".join(found)
 
 
 def revisions(package: str, folder: str) -> tuple[frozenset[str], str]:
@@ -67,6 +77,14 @@ def alive(pid: int) -> bool:
     return True
 
 
+def mounted(path: Path) -> str | None:
+    """The kind of network file system that a file or folder is on; None for a disk of this machine, and where that is not known."""
+    try:
+        return network_type(Path(os.path.realpath(path)), Path("/proc/mounts").read_text())
+    except OSError:
+        return None
+
+
 def network_type(path: Path, mounts: str) -> str | None:
     """The kind of network file system that holds `path`, given the text of /proc/mounts; None for a disk of this machine."""
     best, kind = -1, ""
@@ -84,11 +102,7 @@ def check_disk(path: Path, advice: str) -> None:
     """Raise FixSetup for an SQLite file on a network file system, whose locks cannot be trusted, unless the user insists."""
     if os.environ.get(ALLOW, "") in ("1", "true"):
         return
-    try:
-        mounts = Path("/proc/mounts").read_text()
-    except OSError:
-        return
-    if (kind := network_type(Path(os.path.realpath(path)), mounts)) is not None:
+    if (kind := mounted(path)) is not None:
         raise FixSetup(
             f"{path} is on a network file system ({kind}), where SQLite files get damaged: {advice}, or set {ALLOW}=1 if one machine alone "
             "uses it and its locks are known to work"

@@ -10,21 +10,22 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from hpsearch import leftovers, tracking
+from hpsearch.dbfile import damage, mounted
 from hpsearch.errors import FixSetup, HpsearchError, WaitOrStop
 from hpsearch.machine import kill_group, study_lock, survivors, total_memory, usable_cores
 from hpsearch.places import Place, comparison_of
 from hpsearch.startup import lock_folders
 from hpsearch.types import Say, Status, StoredStudy, say_nothing
 
+BUSY_SECONDS = 5.0  # that a locked database is waited for
 LOW_SPACE = 1e9  # bytes; below it a study may come to a halt
-NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "lustre", "ceph", "glusterfs", "beegfs", "afs")
 IMPORTANT = ("torch", "torchvision", "optuna", "mlflow")
 SHOWN = 3  # files that are named
 
@@ -177,41 +178,27 @@ def place_finding(name: str, folder: Path, remedy: str) -> Finding:
     """Whether a folder can be written, has room, and lies on this machine."""
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding(name, "problem", f"{folder} cannot be written", remedy)
-    free, kind = shutil.disk_usage(folder).free, filesystem(folder)
-    text = f"{folder}: {size(free)} free" + (f", on {kind}" if kind in NETWORK else "")
+    free, kind = shutil.disk_usage(folder).free, mounted(folder)
+    text = f"{folder}: {size(free)} free" + (f", on {kind}" if kind else "")
     if free < LOW_SPACE:
         return Finding(name, "problem", text, "make room: a study that cannot write waits, and then stops")
-    if kind in NETWORK:
+    if kind:
         return Finding(name, "warning", text, "SQLite is not safe on network file systems: --storage on a local disk, or PostgreSQL")
     return Finding(name, "ok", text)
-
-
-def filesystem(folder: Path) -> str:
-    """The kind of file system that a folder is on; "" where that is not known."""
-    best, kind = Path("/"), ""
-    with suppress(OSError):
-        for line in Path("/proc/mounts").read_text().splitlines():
-            _, at, found, *_ = line.split()
-            mount = Path(at.replace("\\040", " "))
-            if folder.resolve().is_relative_to(mount) and len(mount.parts) >= len(best.parts):
-                best, kind = mount, found
-    return kind
 
 
 def storage(clinic: Clinic) -> Iterator[Finding]:
     """Whether the storage is there, whole, and can be read."""
     from hpsearch.search.catalog import read_study, study_names
-    from hpsearch.search.checkup import damage
-    from hpsearch.search.store import opened, shown, sqlite_path
+    from hpsearch.search.store import REMEDY, opened, shown, sqlite_path
 
     url = clinic.where.storage
     path = sqlite_path(url)
     if path is not None and not path.exists():
         yield Finding("storage", "ok", f"{path} is not there yet: the first study makes it")
         return
-    if found := damage(url):
-        remedy = "restore it from a copy; `sqlite3 FILE .recover` saves what can be read"
-        yield Finding("storage", "problem", f"{path} is damaged: {found}", remedy)
+    if path is not None and (found := damage(path, BUSY_SECONDS)):
+        yield Finding("storage", "problem", f"{path} is damaged: {found}", REMEDY)
         return
     try:
         with opened(url) as store:
@@ -317,8 +304,7 @@ def stores(clinic: Clinic) -> Iterator[Finding]:
     """Databases that were begun and never finished."""
     from hpsearch.search.store import sqlite_path
 
-    uri = clinic.where.tracking or ""
-    files = [sqlite_path(clinic.where.storage), Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None]
+    files = [sqlite_path(clinic.where.storage), tracking.store_file(clinic.where.tracking or "")]
     if found := leftovers.half_made(path for path in files if path is not None):
         yield removal(f"half made: {names(found)}", found, clinic.fix)
 

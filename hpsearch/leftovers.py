@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from hpsearch.dbfile import alive
+from hpsearch.keeping import RESULTS
+from hpsearch.machine import lock
 from hpsearch.types import Status, StoredStudy, TrialRecord
 
 OWN = r"(?:trial-\d{4,}|(?:again|confirm|default|scratch|probe)-[\w.+-]+?)"  # how names of runs begin
@@ -27,22 +28,8 @@ def locked(folder: Path) -> bool:
 def taken(path: Path) -> bool:
     """Whether somebody holds the lock of a file; it is not made."""
     with suppress(OSError), path.open("r+") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        return not lock(file.fileno(), 0.0)
     return False
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
 
 
 def writer_of(path: Path) -> int | None:
@@ -54,9 +41,9 @@ def writer_of(path: Path) -> int | None:
 def half_written(folder: Path) -> list[Path]:
     """Files in a study's folder that whoever began them will not finish; nobody runs the study."""
     found = []
-    for path in sorted(p for pattern in HALF for place in (folder, folder / "results") for p in place.glob(pattern)):
+    for path in sorted(p for pattern in HALF for place in (folder, folder / RESULTS) for p in place.glob(pattern)):
         pid = writer_of(path)
-        if path.is_file() and (path.suffix == ".tmp" or pid is not None) and not (pid is not None and lives(pid)):
+        if path.is_file() and (path.suffix == ".tmp" or pid is not None) and not (pid is not None and alive(pid)):
             found.append(path)
     return found
 
@@ -66,7 +53,7 @@ def half_made(stores: Iterable[Path]) -> list[Path]:
     asides = (
         path for store in stores for pattern in (f"{store.name}.new-*", f".{store.name}.probe-*") for path in store.parent.glob(pattern)
     )
-    return sorted(path for path in asides if (pid := writer_of(path)) is not None and not lives(pid))
+    return sorted(path for path in asides if (pid := writer_of(path)) is not None and not alive(pid))
 
 
 def stale_states(folder: Path, stored: StoredStudy) -> list[Path]:
@@ -99,7 +86,7 @@ def stray_weights(folder: Path, stored: StoredStudy) -> list[Path]:
 def told(folder: Path) -> set[str]:
     """Names of the weights that results in a study's folder refer to."""
     found = set()
-    for path in (folder / "results").glob("*.json"):
+    for path in (folder / RESULTS).glob("*.json"):
         with suppress(OSError, ValueError):
             checkpoint = json.loads(path.read_text()).get("checkpoint")
             found |= {Path(checkpoint).name} if checkpoint else set()

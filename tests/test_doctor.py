@@ -219,7 +219,7 @@ def test_more_threads_than_cores_are_worth_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_and_a_network_file_system_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "filesystem", lambda folder: "nfs4")
+    monkeypatch.setattr(doctor, "mounted", lambda folder: "nfs4")
     assert "SQLite is not safe" in doctor.place_finding("folder", tmp_path, "").remedy
     monkeypatch.setattr(doctor, "LOW_SPACE", 1e18)
     assert doctor.place_finding("folder", tmp_path, "").level == "problem"

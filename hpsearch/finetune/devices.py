@@ -27,8 +27,3 @@ def devices() -> list[Device]:
         free, total = torch.cuda.mem_get_info(i)
         found.append(Device(torch.cuda.get_device_name(i), "bf16" if bf16_pays(True) else "fp32", free, total))
     return found
-
-
-def threads() -> int:
-    """Threads that torch would take by itself."""
-    return torch.get_num_threads()

@@ -2,7 +2,7 @@
 
 from hpsearch.tracking.process import masked
 from hpsearch.tracking.reach import problem_of, unfinished
-from hpsearch.tracking.stores import check_store, create_store
+from hpsearch.tracking.stores import check_store, create_store, store_file
 from hpsearch.tracking.tracker import MlflowTracker, NoTracker, quiet_environment, tracking_uri
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "masked",
     "problem_of",
     "quiet_environment",
+    "store_file",
     "tracking_uri",
     "unfinished",
 ]

@@ -8,13 +8,14 @@ import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from hpsearch.dbfile import damage, look
 from hpsearch.tracking.process import masked
+from hpsearch.tracking.stores import store_file
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds
@@ -24,8 +25,8 @@ PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "http": 80, "https": 
 def problem_of(uri: str) -> str:
     """Why MLflow cannot be used at `uri`; "" where it can. A file that is not there yet is no problem: it will be made."""
     try:
-        if uri.startswith("sqlite:///"):
-            return file_problem(Path(uri.removeprefix("sqlite:///")))
+        if (path := store_file(uri)) is not None:
+            return file_problem(path)
         if uri.startswith("http"):
             return within(lambda: server_problem(uri))
         parts = urlsplit(uri)
@@ -42,14 +43,12 @@ def file_problem(path: Path) -> str:
     if not path.exists():
         return ""
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            found = [str(line) for (line,) in db.execute("PRAGMA integrity_check(5)")]
+        tables = look(path, PATIENCE).tables
     except sqlite3.Error as error:
         return str(error)
     if tables and not {"experiments", "runs"} <= tables:
         return "it is no MLflow store"
-    return "" if found == ["ok"] else "; ".join(found)
+    return damage(path, PATIENCE)
 
 
 def server_problem(uri: str) -> str:
@@ -70,8 +69,8 @@ def unfinished(uri: str, studies: dict[str, str]) -> list[str]:
 
     Raises what MLflow raises, and OSError when it takes long.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not studies or (uri.startswith("sqlite:///") and not path.exists()):
+    path = store_file(uri)
+    if not studies or (path is not None and not path.exists()):
         return []
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "0", str(int(PATIENCE))
 
