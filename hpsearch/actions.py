@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
-from hpsearch.machine import listenable, outlive, stop_signals, study_lock
+from hpsearch.machine import listenable, stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
-from hpsearch.protocols import GRACE, Tracker
+from hpsearch.protocols import Tracker
 from hpsearch.reporting import write_report
-from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
+from hpsearch.startup import (
+    DATA_REPORT,
+    await_workers,
+    begin_workers,
+    check_models,
+    facts_of,
+    kernel_of,
+    lock_folders,
+    prepare,
+    same_inputs,
+)
 from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
@@ -96,7 +106,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 stack.callback(storage.engine.dispose)
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
-                outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))
+                await_workers(folder, say)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
                     stored = read_study(storage, name)
                     proving = spec.references or spec.repeats is not None  # what an earlier session asked for is not repeated unasked
@@ -137,7 +147,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     say("Writing the report", 0, 0)
     with opened(where.storage) as storage:
         stored = read(storage, spec.study_name())
-        keep_study(storage, storage.get_study_id_from_name(stored.name), where.runs(stored.name))
+        keep_study(storage, stored.name, where.runs(stored.name))
         report = write_report(storage, stored, where)
     proof = proven(stored)
     if proof is not None:

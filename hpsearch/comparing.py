@@ -17,13 +17,23 @@ from hpsearch.actions import behind, ending
 from hpsearch.compared import Compared, conclude, told, write_values
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
-from hpsearch.machine import outlive, stop_signals, study_lock
+from hpsearch.machine import stop_signals, study_lock
 from hpsearch.names import check_name
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
-from hpsearch.protocols import GRACE, Tracker
+from hpsearch.protocols import Tracker
 from hpsearch.spec import StudySpec, comparable
-from hpsearch.startup import DATA_REPORT, begin_workers, check_models, facts_of, kernel_of, lock_folders, prepare, same_inputs
+from hpsearch.startup import (
+    DATA_REPORT,
+    await_workers,
+    begin_workers,
+    check_models,
+    facts_of,
+    kernel_of,
+    lock_folders,
+    prepare,
+    same_inputs,
+)
 from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
 
 if TYPE_CHECKING:
@@ -111,7 +121,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
         try:
             with ExitStack() as stack:
                 stack.enter_context(closing(executor))
-                outlive(folder, GRACE, lambda: say("Waiting for workers of a session that was killed", 0, 0))
+                await_workers(folder, say)
                 storage = open_existing(where.storage)
                 earlier = [facts_of(storage, spec) for spec in asked.studies()] if storage else []
                 known = next((facts for facts in earlier if "blocks" in facts), None)
@@ -269,7 +279,7 @@ class Course:
                 self.facts = loop.facts
             stored = self.stored(spec)
             assert stored is not None
-            keep_study(self.storage, self.storage.get_study_id_from_name(name), folder)
+            keep_study(self.storage, name, folder)
             (folder / "spec.json").write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
             ended = ending(stored, self.where, reason)
             for tracker in trackers:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,22 @@ def write_result(folder: Path | str, record: TrialRecord, study: str) -> None:
 
 def read_results(folder: Path | str, study: str) -> dict[str, TrialRecord]:
     """The results in a folder that belong to the study with that uid, by name."""
-    found = (read_result(path, study) for path in sorted((Path(folder) / RESULTS).glob("*.json")))
-    return {record.name: record for record in found if record is not None}
+    names = sorted(path.stem for path in (Path(folder) / RESULTS).glob("*.json"))
+    return {name: record for name in names if (record := read_result(folder, name, study)) is not None}
 
 
-def read_result(path: Path, study: str) -> TrialRecord | None:
-    """A result, if it is there and of the study with that uid."""
+def later_results(folder: Path | str | None, study: str, number: int) -> dict[int, TrialRecord]:
+    """The results of the study's trials from that number on, by number; the files of earlier ones are not opened."""
+    files = (Path(folder) / RESULTS).glob("trial-*.json") if folder is not None else ()
+    names = [path.stem for path in files if (digits := path.stem.removeprefix("trial-")).isdigit() and int(digits) >= number]
+    return {record.number: record for name in names if (record := read_result(folder, name, study)) is not None}
+
+
+def read_result(folder: Path | str | None, name: str, study: str) -> TrialRecord | None:
+    """The result of a trial of that name, if it is there and of the study with that uid; None without a folder."""
+    if folder is None:
+        return None
+    path = result_path(folder, name)
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record_from(values) if values["study"] == study else None
@@ -121,8 +131,7 @@ def outcome_of(record: TrialRecord) -> Outcome:
 
 def left_by(trial: Trial, folder: Path | str | None) -> Outcome | None:
     """What a trial came to whose worker died before it could tell."""
-    place = trial.folder or folder
-    result = read_result(result_path(place, trial.name), trial.study) if place else None
+    result = read_result(trial.folder or folder, trial.name, trial.study)
     return outcome_of(result) if result is not None and result.number == trial.number else None
 
 
@@ -134,7 +143,6 @@ def resumed(trial: Trial, folder: Path | str | None) -> str | None:
     return str(path) if path.exists() else None
 
 
-def forget_states(folder: Path | str, names: Iterable[str]) -> None:
-    """Delete the states of trials that are over."""
-    for name in names:
-        state_path(folder, name).unlink(missing_ok=True)
+def forget_state(folder: Path | str, name: str) -> None:
+    """Delete the state of a trial that is over."""
+    state_path(folder, name).unlink(missing_ok=True)

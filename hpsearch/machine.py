@@ -190,11 +190,10 @@ def survivors(folder: Path) -> list[int]:
     return found
 
 
-def outlive(folder: Path, grace: float, say: Callable[[], None] = lambda: None) -> None:
+def outlive(folder: Path, grace: float) -> None:
     """Wait for workers of a session that was killed, which finish their epoch within `grace` seconds; end those that do not."""
     give_up = time.monotonic() + grace + 2.0
     while left := survivors(folder):
-        say()
         if time.monotonic() > give_up:
             for pid in filter(None, left):
                 kill_group(pid)

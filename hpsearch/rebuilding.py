@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,28 +34,27 @@ def rebuild(where: Place, name: str | None, say: Say = say_nothing) -> list[Rebu
     from hpsearch.search.records import kept_study
     from hpsearch.search.store import open_storage
 
-    folders = [where.runs(name)] if name is not None else found(where.folder)
-    kept = [folder for folder in folders if kept_study(folder) is not None]
+    folders = [where.runs(name)] if name is not None else rebuildable(where.folder)
+    kept = {folder: found for folder in folders if (found := kept_study(folder)) is not None}
     if not kept:
         wanted = f"of '{name}'" if name is not None else "of any study"
         raise NotFound(f"hpsearch-runs holds nothing {wanted} to rebuild from: it is made in the folder in which the study was run")
     storage = open_storage(where.storage, create=True)
     try:
         known = study_names(storage)
-        missing = [folder for folder in kept if str((kept_study(folder) or {})["name"]) not in known]
+        missing = {folder: found for folder, found in kept.items() if found["name"] not in known}
         if not missing:
             raise FixInput(f"the storage has {'that study' if name else 'every study of this folder'}: there is nothing to rebuild")
         done = []
-        for folder in missing:
+        for folder, found in missing.items():
             say(f"Reading the results in {folder.name}", 0, 0)
-            with ExitStack() as held:
-                held.enter_context(study_lock(lock_folders(folder, where.storage, folder.name), folder.name))
-                done.append(Rebuilt(*rebuild_study(storage, folder)))
+            with study_lock(lock_folders(folder, where.storage, folder.name), folder.name):
+                done.append(Rebuilt(*rebuild_study(storage, folder, found)))
         return done
     finally:
         storage.engine.dispose()
 
 
-def found(folder: Path) -> Sequence[Path]:
+def rebuildable(folder: Path) -> Sequence[Path]:
     """The folders of studies that could be rebuilt."""
     return sorted(file.parent for file in (folder / "hpsearch-runs").glob(f"*/{STUDY}"))

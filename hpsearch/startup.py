@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
-from hpsearch.machine import crew
+from hpsearch.machine import crew, outlive, survivors
+from hpsearch.protocols import GRACE
 from hpsearch.provenance import commit, versions
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
 from hpsearch.types import Finding, Prepared, Say
@@ -50,6 +51,13 @@ def begin_workers(spec: StudySpec, name: str, say: Say) -> ProcessExecutor:
     say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
     preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
     return ProcessExecutor(None, workers, spec.threads, preload, spec.stall)
+
+
+def await_workers(folder: Path, say: Say) -> None:
+    """Wait for workers of a session that was killed: what they leave is read afterwards."""
+    if survivors(folder):
+        say("Waiting for workers of a session that was killed", 0, 0)
+        outlive(folder, GRACE)
 
 
 def lock_folders(folder: Path, url: str, name: str) -> list[Path]:

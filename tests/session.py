@@ -44,7 +44,8 @@ class Told:
 
 def without_adoption():
     """What trials left in the folder is not looked at."""
-    searching.read_results = lambda folder, study: {}
+    searching.read_result = lambda folder, name, study: None
+    searching.later_results = lambda folder, study, number: {}
 
 
 def without_states():
@@ -54,7 +55,7 @@ def without_states():
 
 def without_waiting():
     """Workers of a killed session are not waited for."""
-    machine.outlive = lambda folder, grace, say=None: None
+    machine.outlive = lambda folder, grace: None
 
 
 def without_lock():
@@ -66,8 +67,8 @@ def without_requeue():
     """Trials that were running when the session died stay so."""
     recall = searching.OptunaSearcher.recall
 
-    def forgetful(self, results):
-        recall(self, results)
+    def forgetful(self):
+        recall(self)
         self.again.clear()
 
     searching.OptunaSearcher.recall = forgetful

@@ -38,8 +38,6 @@ def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
     """
     ignore_signals()
     os.setpgid(0, 0)  # whatever it starts ends with it
-    about = ref.config if isinstance(ref.config, Mapping) else {}
-    folder = about.get("folder")
     sessions: Sessions | None = None
     last = time.monotonic()
 
@@ -51,7 +49,7 @@ def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
 
     machine.listeners.append(beat)
     try:
-        with machine.claim(Path(folder) / f"worker-{worker}.lock" if folder else None, GRACE + 7.0):
+        with machine.claim(Path(ref.folder) / f"worker-{worker}.lock" if ref.folder else None, GRACE + 7.0):
             machine.end_with_parent(GRACE)
             try:
                 kernel, message = ready(ref, worker)

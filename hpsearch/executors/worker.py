@@ -11,7 +11,7 @@ from typing import Any
 
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.faults import crash_point
-from hpsearch.keeping import forget_states, write_result
+from hpsearch.keeping import forget_state, write_result
 from hpsearch.protocols import Kernel, Message
 from hpsearch.types import Job, Outcome, Progress, Status, Trial, TrialRecord, fault_of, sound
 
@@ -23,6 +23,12 @@ class KernelRef:
     target: str
     config: Mapping[str, Any]
 
+    @property
+    def folder(self) -> str | None:
+        """Where trials leave their files."""
+        folder: str | None = self.config.get("folder") if isinstance(self.config, Mapping) else None
+        return folder
+
     def build(self) -> Kernel:
         """Import the function and call it."""
         module, _, name = self.target.partition(":")
@@ -32,8 +38,7 @@ class KernelRef:
 
 def sessions_of(ref: KernelRef, kernel: Kernel, worker: int) -> Sessions:
     """A worker's sessions; files go where the kernel's configuration says."""
-    about = ref.config if isinstance(ref.config, Mapping) else {}
-    return Sessions(kernel, worker, about.get("folder"), about.get("objective", "val_loss"))
+    return Sessions(kernel, worker, ref.folder, ref.config.get("objective", "val_loss"))
 
 
 def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
@@ -162,7 +167,7 @@ class Sessions:
             record = replace(record, status=Status.PAUSED)
         write_result(folder, record, trial.study)
         if item.state is None:
-            forget_states(folder, [trial.name])
+            forget_state(folder, trial.name)
         crash_point("result-kept")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import RDBStorage
 
-from hpsearch.keeping import left_by, read_results, resumed
+from hpsearch.keeping import left_by, read_result, resumed
 from hpsearch.search.records import OPENINGS, RECORD, RUN, run_values
 from hpsearch.search.store import Writer
 from hpsearch.types import Facts, Outcome, Progress, Trial, TrialRecord, sound
@@ -28,11 +28,11 @@ class ListedRuns:
         self.study_id = storage.get_study_id_from_name(name)
         self.uid = str(storage.get_study_user_attrs(self.study_id).get(RECORD, {}).get("uid", ""))
         self.writer = Writer(storage)
-        results = read_results(folder, self.uid) if folder is not None else {}
-        self.taken = [results[trial.name] for trial in trials if trial.name in results]
+        found = [(trial, read_result(folder, trial.name, self.uid)) for trial in trials]
+        self.taken = [result for _, result in found if result is not None]
         for record in self.taken:
             self.store(record)
-        self.waiting = deque(replace(trial, study=self.uid) for trial in trials if trial.name not in results)
+        self.waiting = deque(replace(trial, study=self.uid) for trial, result in found if result is None)
         self.live: dict[int, tuple[Trial, float, list[dict[str, float]]]] = {}  # trial, start, curve
 
     def ask(self, n: int = 1) -> tuple[Trial, ...]:

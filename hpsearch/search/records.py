@@ -69,10 +69,11 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     return study_id
 
 
-def keep_study(storage: RDBStorage, study_id: int, folder: Path) -> None:
+def keep_study(storage: RDBStorage, name: str, folder: Path) -> None:
     """Write what the storage knows of a study, but for its trials, into its folder."""
+    study_id = storage.get_study_id_from_name(name)
     kept = {
-        "name": storage.get_study_name_from_id(study_id),
+        "name": name,
         "directions": [direction.name for direction in storage.get_study_directions(study_id)],
         "user_attrs": storage.get_study_user_attrs(study_id),
         "system_attrs": storage.get_study_system_attrs(study_id),

@@ -17,7 +17,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.faults import crash_point
-from hpsearch.keeping import left_by, read_results, resumed
+from hpsearch.keeping import later_results, left_by, read_result, resumed
 from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
@@ -74,7 +74,7 @@ class OptunaSearcher:
         self.study_id = open_study(storage, spec)
         self.lead = keep(storage, self.study_id, begin).trials
         if folder is not None:
-            keep_study(storage, self.study_id, folder)
+            keep_study(storage, spec.study_name(), folder)
         about = storage.get_study_user_attrs(self.study_id)[RECORD]
         self.uid: str = about["uid"]
         self.known: Mapping[str, Any] = about.get("facts", {})
@@ -93,14 +93,13 @@ class OptunaSearcher:
         self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
         self.paused: dict[int, TrialRecord] = {}
         self.writer = Writer(storage)
-        results = read_results(folder, self.uid) if folder is not None else {}
-        self.recall(results)
+        self.recall()
         self.plan = self.planned()
-        self.adopt(results)
+        self.adopt()
 
     # ------------------------------------------------------------ resume
 
-    def recall(self, results: Mapping[str, TrialRecord]) -> None:
+    def recall(self) -> None:
         """Copy the stored trials into memory; those that did not end are to be trained on, under their number.
 
         Of these, some have left a result that the storage was not told of.
@@ -119,7 +118,7 @@ class OptunaSearcher:
                 stored.state = TrialState.RUNNING
             elif not stored.state.is_finished():
                 stored.state, stored.intermediate_values = TrialState.RUNNING, {}
-                if (result := results.get(trial_name(stored.number))) is not None:
+                if (result := read_result(self.folder, trial_name(stored.number), self.uid)) is not None:
                     untold.append(result)
                 else:
                     about = stored.user_attrs.get(RECORD, {})
@@ -130,13 +129,13 @@ class OptunaSearcher:
         for result in untold:
             self.take(result)
 
-    def adopt(self, results: Mapping[str, TrialRecord]) -> None:
+    def adopt(self) -> None:
         """Enter the trials that the storage never heard of, because it was behind when the orchestrator was killed."""
         known = self.memory.get_n_trials(self.study._study_id)
-        numbers = {record.number: record for record in results.values() if record.setup is None and record.number >= known}
-        for number in range(known, 1 + max(numbers, default=-1)):
+        results = later_results(self.folder, self.uid, known)
+        for number in range(known, 1 + max(results, default=-1)):
             trial = next(self.plan, None)
-            result = numbers.get(number)
+            result = results.get(number)
             if result is not None:
                 trial = Trial(number, result.params, result.attempt, result.origin)
             if trial is None:
@@ -150,7 +149,6 @@ class OptunaSearcher:
                 for live in (self.trials, self.curves, self.started):
                     live.pop(number)
                 self.again.append(trial)
-                self.writer.put(lambda number=number: self.requeue(number))  # type: ignore[misc]
 
     def take(self, result: TrialRecord) -> None:
         """Tell of a result what the trial itself could not."""
@@ -373,7 +371,7 @@ class OptunaSearcher:
 
     def close(self) -> None:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
-        for number in self.trials:
+        for number in (*self.trials, *(trial.number for trial in self.again)):
             self.writer.put(lambda number=number: self.requeue(number))  # type: ignore[misc]
         try:
             self.writer.close()
@@ -417,7 +415,7 @@ class OptunaSearcher:
         """Write the study's own record."""
         self.storage.set_study_user_attr(self.study_id, RECORD, about)
         if self.folder is not None:
-            keep_study(self.storage, self.study_id, self.folder)
+            keep_study(self.storage, self.spec.study_name(), self.folder)
 
     def store_start(self, trial: FrozenTrial, shared: Mapping[str, Any]) -> None:
         """Create the trial's row, or reopen it for another attempt."""

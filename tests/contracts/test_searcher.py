@@ -511,6 +511,16 @@ def test_importance_counts_what_the_pruner_stopped(folder):
     assert dict(shares)["learning_rate"] > max(0.9, alone["learning_rate"])
 
 
+def test_nothing_claims_to_run_when_a_session_ends_not_even_what_was_lost_and_not_handed_out_again(folder):
+    s = searcher(folder, study("random"))
+    trials = s.ask(3)
+    again = s.retry(trials[1].number)
+    assert (again.number, again.attempt, again.losses) == (trials[1].number, 2, 1)
+    s.close()
+    states = {t.number: t.state.name for t in optuna.load_study(study_name="s", storage=url(folder)).trials}
+    assert states == dict.fromkeys(range(3), "WAITING")
+
+
 def test_a_trial_asked_again_is_the_same_trial(folder):
     s = searcher(folder, study("tpe"))
     run(s, 3)
