@@ -13,11 +13,15 @@ import psutil
 import pytest
 
 from hpsearch.keeping import read_results, result_path, state_path
+from hpsearch.machine import survivors
 from hpsearch.search.catalog import read_study
 from hpsearch.search.records import RECORD
 from hpsearch.search.store import open_storage, opened
+from hpsearch.startup import await_workers
 from hpsearch.types import Status
 from tests.kernels import loss_at
+from tests.storm import ours
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
 SESSION = [sys.executable, "-m", "tests.session"]
@@ -52,31 +56,9 @@ def ledger(place, kind):
     return [row[1:] for row in rows if row[0] == kind]
 
 
-def until(condition, seconds=60.0):
-    """Wait for something to become true."""
-    give_up = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < give_up, "it never came"
-        time.sleep(0.02)
-    return found
-
-
 def records(place):
     with opened(f"sqlite:///{place}/hpsearch.db") as storage:
         return read_study(storage, "s").records
-
-
-def ours(place):
-    """Live processes of sessions of this place, orchestrators and workers."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            inside = process.cwd() == str(ROOT) and process.environ().get("HPSEARCH_PLACE") == str(place)
-        except psutil.Error:
-            continue
-        if inside and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process.pid)
-    return found
 
 
 def whole(place, trials=8, epochs=4):
@@ -117,6 +99,20 @@ def test_the_next_session_waits_for_workers_of_a_killed_one(place):
     finish(place, sleep=0.01)  # begins while the old workers are at their first epoch
     whole(place)
     assert set(Counter((trial, epoch) for trial, _, epoch, *_ in ledger(place, "epoch")).values()) == {1}
+
+
+def test_that_workers_of_a_killed_session_are_waited_for_is_said_once(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from hpsearch import machine\n"
+    hold += "with machine.claim(Path(sys.argv[1]), 1.0): print('held', flush=True); time.sleep(0.5)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "worker-0.lock")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    said = []
+    await_workers(tmp_path, lambda *words: said.append(words[0]))
+    assert holder.poll() is not None or survivors(tmp_path) == []
+    assert len(said) == 1
+    await_workers(tmp_path, lambda *words: said.append(words[0]))
+    assert len(said) == 1
+    holder.communicate()
 
 
 def test_a_killed_worker_costs_an_attempt_and_no_trial(place):

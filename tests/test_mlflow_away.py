@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from hpsearch.types import Status, StudyStarted, TrackingBehind
 from tests.events import study_events
 from tests.mlflow_server import Front, Server, front
 from tests.mlflow_store import by_name, disagreements, dump
+from tests.waiting import Memory, until
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,15 +54,6 @@ def finish(process):
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, out + err
     return out
-
-
-def until(condition, seconds=90.0):
-    """Wait for something to become true."""
-    give_up = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < give_up, "it never came"
-        time.sleep(0.1)
-    return found
 
 
 def epochs(place):
@@ -140,22 +131,9 @@ def test_a_server_that_fails_for_a_while_lacks_nothing_at_the_end(tmp_path, new_
         server.kill()
 
 
-class Listener:
-    """Keeps what it hears."""
-
-    def __init__(self):
-        self.heard = []
-
-    def record(self, event):
-        self.heard.append(event)
-
-    def close(self):
-        pass
-
-
 def test_credentials_that_are_refused_are_not_tried_again_at_the_end(tmp_path):
     refusing, _, uri = front(broken=401)
-    listener = Listener()
+    listener = Memory()
     try:
         tracker = MlflowTracker(uri, tmp_path, [listener])
         events = list(study_events())
@@ -169,7 +147,7 @@ def test_credentials_that_are_refused_are_not_tried_again_at_the_end(tmp_path):
     points = sum(type(event).__name__ in ("EpochDone", "TrialEnded") for event in events)
     assert tracker.behind == points
     assert "401" in tracker.problem
-    assert listener.heard[-1:] in ([], [TrackingBehind(points)])
+    assert listener.events[-1:] in ([], [TrackingBehind(points)])
 
 
 def test_a_study_that_begins_while_the_server_is_away_and_the_one_before_it_are_both_there(tmp_path, server):

@@ -17,22 +17,7 @@ from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import parse_spec
 from hpsearch.types import EpochDone, Status, StudyStarted, TrialAgain, TrialEnded, TrialPaused, TrialStarted, WorkerReady
-
-
-class Memory:
-    """A tracker that remembers."""
-
-    def __init__(self):
-        self.events = []
-
-    def record(self, event):
-        self.events.append(event)
-
-    def close(self):
-        pass
-
-    def of(self, kind):
-        return [e for e in self.events if isinstance(e, kind)]
+from tests.waiting import Memory
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from hpsearch.search import store
 from hpsearch.search.store import Writer, open_storage
 from hpsearch.types import EpochDone, Notice, Status, TrialEnded, TrialStarted
 from tests.kernels import loss_at
-from tests.test_orchestrator import Memory, session, stored
+from tests.test_orchestrator import session, stored
+from tests.waiting import Memory
 
 LOCK = """
 import sqlite3, sys, time

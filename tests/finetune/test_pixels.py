@@ -8,7 +8,6 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from hpsearch.finetune import images, pixels, shelf
 from hpsearch.finetune.images import Preprocessing, decode
 from hpsearch.finetune.pixels import cache_folder, clear, decode_all, entries
 from hpsearch.finetune.sources import Item, Source, open_source
+from tests.waiting import until
 
 RGB = Preprocessing(size=16, resize=20, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -417,14 +417,6 @@ SLOW = """
 def start(pets, cache, begun, go):
     arguments = [sys.executable, "-c", textwrap.dedent(SLOW), *map(str, (pets, cache, begun, go))]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-
-def until(condition):
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within 30 s")
 
 
 def test_a_killed_process_leaves_nothing_that_stays(pets, cache, tmp_path):
