@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="in all (replay)")
     parser.add_argument("--cuts", help="only these numbers of frozen layers, such as 6 or 0,3,6 (replay)")
     parser.add_argument("--per-cut", type=int, help="trials of each number of frozen layers (replay)")
+    parser.add_argument("--settings", help="only these, such as 0 or 0,1 (replay)")
     parser.add_argument("--only", help="only these, such as tuned,hpsearch (replay, search)")
     parser.add_argument("--wall", type=float, help="seconds of each search (search)")
     parser.add_argument("--trials", type=int, help="of the study (orchestration, mirror)")

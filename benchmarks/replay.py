@@ -59,6 +59,7 @@ def run(
     cuts: str | None = None,
     per_cut: int | None = None,
     only: str | None = None,
+    settings: str | None = None,
     repeats: int = ROUNDS,
 ) -> None:
     """Replay until the minutes are over, but every arm once if there is any time left for it."""
@@ -70,7 +71,9 @@ def run(
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         store = new_store(Path(place))
-        lists = [listed(setting, Path(place), cuts, per_cut or PER_CUT[form]) for setting in tasks.settings(form, Path(place))]
+        known = tasks.settings(form, Path(place))
+        chosen = [known[int(i)] for i in settings.split(",")] if settings else known
+        lists = [listed(setting, Path(place), cuts, per_cut or PER_CUT[form]) for setting in chosen]
         for number in range(repeats):
             for replay in lists:
                 for arm, work in plan(form, replay, store, first=number == 0, alone=replay is lists[0]):

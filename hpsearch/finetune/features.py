@@ -96,10 +96,22 @@ class Features:
         return Reader(lambda positions: self.pixels(name, positions), len(split), False, split.rows.device)
 
     def size(self, k: int) -> int:
-        """Bytes of one image's activations at a cut."""
-        if k not in self.sizes:
-            self.sizes[k] = self.front(self.pixels("train", torch.zeros(1, dtype=torch.int64)), k).nbytes
+        """Bytes of one image's activations at a cut; measured for all cuts at once, on a batch such as will be computed anyway."""
+        while not self.sizes:
+            self.sizes = attempt(self.measured) or {}
+            if not self.sizes:
+                self.halve()
         return self.sizes[k]
+
+    def measured(self) -> dict[int, int]:
+        """Bytes of one image's activations by cut."""
+        n, sizes = min(self.batch, len(self.splits["train"])), {}
+        x = self.front(self.pixels("train", torch.arange(n)), 0)
+        for k in range(len(self.model.blocks) + 1):
+            with torch.no_grad(), self.context.autocast():
+                x = self.model.prefix(x, k, max(k - 1, 0))
+            sizes[k] = x.nbytes // n
+        return sizes
 
     def make_room(self, size: int) -> None:
         """Let go of what was used longest ago, until `size` more bytes fit."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 T = TypeVar("T")
 SMALLEST = 2  # images in a part: BatchNorm cannot normalise one
-DRY_RUNS = (4, 12)  # images in the batches that a forecast is made from
 NEVER = 2**60  # bytes: what ran out of memory in a dry run
 RAN_OUT = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -76,23 +75,23 @@ class Parts:
 
 
 class Forecast:
-    """Bytes that a trial needs beyond what trials share: linear in the images of a batch, from dry runs with two sizes for each shape."""
+    """Bytes that each shape of work needs beyond what was allocated before it, from dry runs.
+
+    Of the very batches that will be trained: cuDNN plans each size of batch anew, which takes a second, and needs the plan anyway.
+    """
 
     def __init__(self) -> None:
-        self.known: dict[Hashable, tuple[float, float]] = {}  # fixed, per image
+        self.known: dict[Hashable, int] = {}
 
-    def bytes(self, shape: Hashable, images: int, measure: Callable[[int], int]) -> int:
-        """For a batch of `images`; `measure` gives the peak of a dry run with so many."""
+    def bytes(self, shape: Hashable, measure: Callable[[], int]) -> int:
+        """`measure` gives the peak of a dry run."""
         if shape not in self.known:
-            few, many = DRY_RUNS
-            measure(few)  # libraries allocate their work spaces at first use
-            low, high = measure(few), measure(many)
-            if max(low, high) >= NEVER:
+            measure()  # libraries allocate their work spaces at first use
+            found = measure()
+            if found >= NEVER:
                 return NEVER  # beside what runs now: it may fit another time
-            slope = max(0.0, (high - low) / (many - few))
-            self.known[shape] = (max(0.0, low - slope * few), slope)
-        fixed, slope = self.known[shape]
-        return int(fixed + slope * images)
+            self.known[shape] = found
+        return self.known[shape]
 
 
 def peak(work: Callable[[], object], device: torch.device) -> int:

@@ -234,28 +234,25 @@ class Slot:
         return loss.detach()
 
     def need(self, forecast: Forecast, recipe: Recipe, shape: Shape, x: Tensor) -> int:
-        """Bytes on a GPU that a trial will take, from dry runs with the first images of x; moves weights and optimiser."""
-        optimiser, device = self.optimiser(recipe), self.context.device
+        """Bytes on a GPU that a trial will take with steps on batches like x, from dry runs; moves weights and optimiser."""
+        if shape in self.parts.known:
+            return NEVER  # the whole did not fit
+        optimiser, device, val = self.optimiser(recipe), self.context.device, self.features.val(shape.frozen)
 
-        def dry(work: Callable[[Tensor], object], x: Tensor, images: int) -> int:
-            few = x.repeat(-(-images // len(x)), *[1] * (x.ndim - 1))[:images]
-            used = attempt(lambda: peak(lambda: work(few), device))
+        def dry(work: Callable[[], object]) -> int:
+            used = attempt(lambda: peak(work, device))
             optimiser.zero_grad()
             return NEVER if used is None else used
 
-        def step(x: Tensor) -> object:
+        def step() -> object:
             self.model.freeze(shape.frozen)
             return self.whole_step(shape, optimiser, x, torch.zeros(len(x), dtype=torch.int64, device=device))
 
-        def evaluation(x: Tensor) -> object:
+        def evaluation() -> object:
             self.model.eval()
-            return self.scores(x, shape.frozen, shape.kept)
+            return self.scores(val.read(self.features.batches(val)[0]), shape.frozen, val.kept)
 
-        kind = (shape.frozen, shape.kept, recipe.optimizer)
-        most = max(
-            forecast.bytes(kind, shape.images, lambda images: dry(step, x, images)),
-            forecast.bytes((*kind, "eval"), self.features.batch, lambda images: dry(evaluation, x, images)),
-        )
+        most = max(forecast.bytes(shape, lambda: dry(step)), forecast.bytes((shape.frozen, val.kept, "eval"), lambda: dry(evaluation)))
         kept = 2 * sum(p.nbytes for p in optimiser.params)  # the best epoch's weights, and those that replace them
         return most + kept + sum(t.nbytes for t in optimiser.state().values())
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WARM = 3  # runs before a capture: cuDNN chooses, libraries allocate what they keep
-
 
 def smoothed(targets: Tensor, smoothing: Tensor) -> Tensor:
     """Targets (n, K) with a share of their mass spread over all classes (Szegedy et al., 2016)."""
@@ -67,11 +65,10 @@ class Program:
         return self.result
 
     def capture(self, pool: Any, *examples: Tensor) -> bool:
-        """Capture on the current stream, and say True; the work is run a few times, so bring back afterwards what it changes."""
+        """Capture on the current stream, and say True; the work is run once before, so bring back afterwards what it changes."""
         stream = torch.cuda.current_stream()
         self.inputs = tuple(example.clone() for example in examples)
-        for _ in range(WARM):
-            self.work(*self.inputs)
+        self.work(*self.inputs)  # cuDNN chooses, libraries allocate what they keep on this stream
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.result = self.work(*self.inputs)

@@ -92,22 +92,25 @@ def test_memory_comes_back_after_trials_and_captured_steps_give_theirs_back(tmp_
     assert torch.cuda.memory_reserved() <= held
 
 
-def test_the_forecast_is_within_a_quarter_of_the_peak(tmp_path):
+def test_the_forecast_is_the_peak_of_a_step_or_of_an_evaluation(tmp_path):
     kernel = make(tmp_path, graphs=False)
     slot, recipe = kernel.resident().packing.slots[0], Recipe.of({**PARAMS, "batch_size": 25})
     shape, x = kernel.steps(recipe)[0]
     optimiser = slot.optimiser(recipe)
     with slot.turn():
         need = slot.need(Forecast(), recipe, shape, x)
-        y = torch.zeros(len(x), dtype=torch.int64, device="cuda")
-        real = peak(lambda: slot.whole_step(shape, optimiser, x, y), torch.device("cuda"))
-    assert need == pytest.approx(real, rel=0.25)
+        y, val = torch.zeros(len(x), dtype=torch.int64, device="cuda"), kernel.resident().features.val(shape.frozen)
+        step = peak(lambda: slot.whole_step(shape, optimiser, x, y), torch.device("cuda"))
+        optimiser.zero_grad()
+        evaluation = peak(lambda: slot.logits(val, shape.frozen), torch.device("cuda"))
+    beside = 2 * sum(p.nbytes for p in optimiser.params) + sum(t.nbytes for t in optimiser.state().values())
+    assert need == pytest.approx(max(step, evaluation) + beside, rel=0.05)
 
 
 def test_a_batch_too_large_for_the_memory_is_trained_in_parts(tmp_path):
     kernel = make(tmp_path, {"split": {"train_per_class": None, "val": 200, "test": 0}})
     kernel.resident()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**27) / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**28) / torch.cuda.get_device_properties(0).total_memory)
     try:
         outcome = train(kernel, batch_size=1500, epochs=1)[-1]
     finally:
