@@ -15,7 +15,7 @@ from hpsearch.machine import total_memory
 T = TypeVar("T")
 CPU_SHARE, GPU_SHARE = 0.25, 0.4  # of all memory, for activations that trials share
 MOST = 0.9  # of the free memory of a GPU, for trials: libraries want some, and it frays
-GPU_SLOTS = 4  # trials at once on one GPU, where their memory allows it: not measured yet, docs/gpu.md
+GPU_SLOTS = 4  # trials at once on one GPU, where their memory allows it: eight gained nothing over four (studies/LOG.md)
 
 
 class DeviceContext:
