@@ -114,7 +114,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         prepared = prepare(executor, spec, folder, say, stopped_by)
                     if prepared is not None:
                         same_inputs(name, known, prepared)
-                        executor.ref = kernel_of(spec, prepared, folder, executor.workers)
+                        executor.ref = kernel_of(spec, prepared, folder, executor.crew)
                     loop = Orchestrator(
                         searcher,
                         executor,

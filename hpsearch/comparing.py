@@ -200,7 +200,7 @@ class Course:
         for spec in self.specs:
             for record in done.get((spec.sampler, spec.repeat), ()):
                 self.memo.add(spec.study_name(), spec.repeat, record)
-        self.executor.ref = kernel_of(left[0], prepared, self.folder, self.executor.workers)
+        self.executor.ref = kernel_of(left[0], prepared, self.folder, self.executor.crew)
         self.left = left
         return True
 

@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from hpsearch import leftovers, tracking
 from hpsearch.dbfile import damage, mounted
+from hpsearch.devices import visible
 from hpsearch.errors import FixSetup, HpsearchError, WaitOrStop
 from hpsearch.machine import kill_group, study_lock, survivors, total_memory, usable_cores
 from hpsearch.places import Place, comparison_of
@@ -108,7 +109,7 @@ def device(clinic: Clinic) -> Iterator[Finding]:
             yield Finding("device", "warning", text, "other processes hold its memory: `nvidia-smi` names them")
         else:
             yield Finding("device", "ok", text)
-    gpu = any(Path("/dev").glob("nvidia[0-9]*"))
+    gpu = bool(visible())
     if gpu and not any(found.total for found in devices()):
         yield Finding("device", "warning", "there is a GPU, and torch cannot use it", "look at its driver, and at CUDA_VISIBLE_DEVICES")
 

@@ -94,23 +94,6 @@ def listenable(host: str, port: int) -> int:
     raise FixSetup(f"port {port} is in use: end what listens there, or take --port 0 for a free one")
 
 
-def crew(workers: int | str, threads: int, cores: int | None = None) -> int:
-    """How many workers of `threads` threads to start; "auto" is one per core, or one for a GPU.
-
-    Raises FixInput when they need more than the cores: two processes then spin at each other's barriers.
-    """
-    cores = cores or usable_cores()
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
-    count = workers if isinstance(workers, int) else 1 if gpu else max(1, cores // threads)
-    if count * threads > cores:
-        raise FixInput(
-            f"{count} workers of {threads} thread(s) need more than this machine's {cores} cores, which can make each of them "
-            f"a hundred times slower: use --workers {max(1, cores // threads)} or fewer"
-        )
-    return count
-
-
 @contextmanager
 def study_lock(folders: list[Path], name: str) -> Iterator[None]:
     """Hold the study in each folder (its own, and the one beside its storage): one process at a time runs it.

@@ -42,6 +42,7 @@ SESSION = (
     "trials",
     "timeout",
     "workers",
+    "devices",
     "trials_per_device",
     "stall",
     "state_gigabytes",
@@ -184,6 +185,17 @@ def short_repeats(value: object) -> object:
 Repeats: TypeAlias = Annotated[RepeatSpec | None, BeforeValidator(short_repeats)]
 
 
+def short_devices(value: object) -> object:
+    """Let "0,1" and 0 stand for `[0, 1]` and `[0]`."""
+    if isinstance(value, str) and value.lower() in ("auto", "all", "cpu"):
+        return value.lower()
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    numbers = [int(str(part)) for part in parts if not isinstance(part, bool) and str(part).strip().isdecimal()]
+    if not numbers or len(numbers) < len(parts) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"must be auto, all, cpu, or the numbers of GPUs such as 0,1, each once; got {told(value)}")
+    return tuple(numbers)
+
+
 def short_pruner(value: object) -> object:
     """Let `pruner: median` stand for `pruner: {name: median}`."""
     return {"name": value} if isinstance(value, (str, bool)) else value  # `pruner: no` is told the names there are
@@ -235,6 +247,9 @@ class StudySpec(Part):
     trials: Whole = Field(50, ge=1, le=1_000_000)
     timeout: Real | None = Field(None, gt=0, description="seconds")
     workers: Whole | Literal["auto"] = "auto"
+    devices: Annotated[tuple[int, ...] | Literal["auto", "all", "cpu"], BeforeValidator(short_devices)] = Field(
+        "auto", description="auto: every GPU that is visible, or else the CPU; all: the same, an error without one; cpu; or GPUs by number"
+    )
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
     trials_per_device: Whole | Literal["auto"] = Field("auto", description="trials at once in each worker")
     stall: Real = Field(300.0, gt=0, description="seconds without a sign of life after which a worker hangs")
@@ -440,7 +455,7 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
 def explain(item: Mapping[str, Any]) -> str:
     """One pydantic problem in a sentence, with the nearest valid key for an unknown one."""
     path = [str(part) for part in item["loc"]]
-    if path[:1] == ["workers"]:
+    if path[:1] in (["workers"], ["devices"]):
         path = path[:1]  # pydantic adds which member of the union it tried
     where = ".".join(path) or "a key"
     if item["type"] == "extra_forbidden":

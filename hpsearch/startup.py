@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpsearch.devices import Crew, crew
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
-from hpsearch.machine import crew, outlive, survivors
+from hpsearch.machine import outlive, survivors
 from hpsearch.protocols import GRACE
 from hpsearch.provenance import commit, versions
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
@@ -44,13 +45,13 @@ def check_models(spec: StudySpec) -> None:
 
 
 def begin_workers(spec: StudySpec, name: str, say: Say) -> ProcessExecutor:
-    """An executor whose server loads torch while the caller goes on; FixInput for more workers than cores."""
+    """An executor whose server loads torch while the caller goes on; FixInput for too many workers, or devices that are not there."""
     from hpsearch.executors.process import ProcessExecutor
 
-    workers = crew(spec.workers, spec.threads)
-    say(f"Starting {workers} worker{'s' * (workers > 1)} ({spec.threads} thread{'s' * (spec.threads > 1)} each) and opening {name}", 0, 0)
+    found = crew(spec.devices, spec.workers, spec.threads)
+    say(f"Starting {found.text(spec.threads)} and opening {name}", 0, 0)
     preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
-    return ProcessExecutor(None, workers, spec.threads, preload, spec.stall)
+    return ProcessExecutor(None, found, spec.threads, preload, spec.stall)
 
 
 def await_workers(folder: Path, say: Say) -> None:
@@ -120,16 +121,18 @@ def same_inputs(name: str, known: Mapping[str, Any], prepared: Prepared) -> None
             )
 
 
-def kernel_of(spec: StudySpec, prepared: Prepared, folder: Path, workers: int) -> KernelRef:
+def kernel_of(spec: StudySpec, prepared: Prepared, folder: Path, crew: Crew) -> KernelRef:
     """How workers build the kernel of a study whose space is bound, with what preparing found."""
     from hpsearch.executors.worker import KernelRef
 
-    provenance = {"versions": versions(), "commit": commit(), "workers": workers}
-    return KernelRef(KERNEL, kernel_config(spec.resolved(), prepared, folder, workers) | {"provenance": provenance})
+    provenance = {"versions": versions(), "commit": commit(), "workers": crew.sharing}
+    config = kernel_config(spec.resolved(), prepared, folder, crew.sharing) | {"provenance": provenance}
+    asked = any(crew.gpus) and spec.devices != "auto"
+    return KernelRef(KERNEL, config | ({"device": "cuda"} if asked else {}))
 
 
 def kernel_config(resolved: Mapping[str, Any], prepared: Prepared, folder: Path, workers: int) -> dict[str, Any]:
-    """What the kernel of a resolved study is built from."""
+    """What the kernel of a resolved study is built from; `workers` share each device."""
     found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
     if prepared.models:
         found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}

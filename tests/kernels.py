@@ -44,7 +44,8 @@ class CurveKernel:
 
     def facts(self):
         return Facts(
-            {"model": "curves", "parameters": 6, "data": "none", "train_images": 1, "val_images": 1, "test_images": 1, "pid": os.getpid()},
+            {"model": "curves", "parameters": 6, "data": "none", "train_images": 1, "val_images": 1, "test_images": 1, "pid": os.getpid()}
+            | {"visible": os.environ.get("CUDA_VISIBLE_DEVICES", "")},
             slots=self.slots,
         )
 
@@ -129,3 +130,8 @@ class CurveKernel:
 
 def curves(config):
     return CurveKernel(config)
+
+
+def visible(config, say):
+    """The device that a process sees."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -24,13 +25,15 @@ def call(
     say: Say,
     stopped_by: Callable[[], int | None] = lambda: None,
     what: str = PREPARING,
+    place: Mapping[str, str] | None = None,
 ) -> Any:
     """The result of `target` ("package.module:function") called with `config` and something to say progress to.
 
-    `what` it does is for messages. Raises what it raises, FixSetup when its process dies, and Interrupted after a signal.
+    `place` is the part of its environment that says which device it sees; `what` it does is for messages. Raises what it raises,
+    FixSetup when its process dies, and Interrupted after a signal.
     """
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(theirs, target, config, what), name=target, daemon=True)
+    process = context.Process(target=answer, args=(theirs, target, config, what, place or {}), name=target, daemon=True)
     launch(process)
     theirs.close()
     try:
@@ -64,9 +67,10 @@ def launch(process: ForkServerProcess) -> None:
         raise FixSetup(f"no process could be started ({error or 'the fork server died'}): does `import torch` work?") from None
 
 
-def answer(connection: Connection, target: str, config: Mapping[str, Any], what: str) -> None:
+def answer(connection: Connection, target: str, config: Mapping[str, Any], what: str, place: Mapping[str, str]) -> None:
     """The other process: call, and send what came out; it ends when nobody listens any more."""
     ignore_signals()
+    os.environ.update(place)
     module, _, name = target.partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(config, lambda *said: connection.send(("say", said)))

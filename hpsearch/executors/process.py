@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpsearch import machine
+from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.executors.aside import PREPARING, call, launch
 from hpsearch.executors.worker import KernelRef, Sessions, failures, ready, sessions_of
@@ -29,14 +30,17 @@ BEAT = 1.0  # seconds between signs of life of a worker that trains
 STALL = 300.0  # seconds without one after which a worker hangs
 BIRTHS = 5  # tries to start a worker that is killed before it is ready
 KEEP = "keep"  # to a worker: trials that are stopped from now on are to go on later
+SHARED = ("model", "frozen_layers")  # trials that are equal in these share activations
 
 
-def serve(connection: Connection, ref: KernelRef, worker: int) -> None:
+def serve(connection: Connection, ref: KernelRef, worker: int, place: Mapping[str, str]) -> None:
     """A worker's life: say what it is, then run the jobs that come, until the connection closes or the process is worn out.
 
-    When the orchestrator dies, trials get the rest of their epoch, at most GRACE seconds, and leave their states.
+    `place` is the part of its environment that says which device it sees. When the orchestrator dies, trials get the rest of
+    their epoch, at most GRACE seconds, and leave their states.
     """
     ignore_signals()
+    os.environ.update(place)  # before CUDA starts, which the server that this was forked from never does
     os.setpgid(0, 0)  # whatever it starts ends with it
     sessions: Sessions | None = None
     last = time.monotonic()
@@ -86,6 +90,7 @@ class Seat:
     connection: Connection
     slots: int = 0  # jobs that it takes at once; 0 until it is ready
     jobs: dict[int, set[int]] = field(default_factory=dict)  # live trials by job
+    seen: set[tuple[Any, ...]] = field(default_factory=set)  # what it has activations of, as far as is known here
     worn: bool = False  # it takes no more jobs
     heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
     hung: bool = False
@@ -97,14 +102,18 @@ class Seat:
 
 
 class ProcessExecutor:
-    """`workers` processes with `threads` threads each.
+    """A crew of processes with `threads` threads each.
 
     Starting torch takes seconds, forking from a server that has it 11 to 18 ms; the server never touches CUDA, which
     does not survive a fork. A worker that dies is replaced, and its trials end as FAILED.
     """
 
-    def __init__(self, ref: KernelRef | None, workers: int, threads: int = 1, preload: tuple[str, ...] = (), stall: float = STALL) -> None:
-        self.ref, self.workers, self.stall = ref, workers, stall  # the kernel may be named later, before start()
+    def __init__(
+        self, ref: KernelRef | None, crew: Crew | int, threads: int = 1, preload: tuple[str, ...] = (), stall: float = STALL
+    ) -> None:
+        """`crew`: the workers and their devices; a number is that of workers that are left to themselves."""
+        self.crew = Crew(({},) * crew, ("",) * crew) if isinstance(crew, int) else crew
+        self.ref, self.workers, self.stall = ref, self.crew.workers, stall  # the kernel may be named later, before start()
         # Read when libraries load, so the server must be born with them.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self.context = multiprocessing.get_context("forkserver")
@@ -125,12 +134,14 @@ class ProcessExecutor:
         self, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = lambda: None, what: str = PREPARING
     ) -> Any:
         """Call a function in a process forked from the same server; see `aside.call`."""
-        return call(self.context, target, config, say, stopped_by, what)
+        return call(self.context, target, config, say, stopped_by, what, self.crew.places[0])
 
     def hire(self, worker: int) -> Seat:
         """Start one worker."""
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=serve, args=(theirs, self.ref, worker), name=f"hpsearch-worker-{worker}", daemon=True)
+        process = self.context.Process(
+            target=serve, args=(theirs, self.ref, worker, self.crew.places[worker]), name=f"hpsearch-worker-{worker}", daemon=True
+        )
         launch(process)
         theirs.close()
         return Seat(process, ours)
@@ -140,9 +151,11 @@ class ProcessExecutor:
         return sum(seat.free for seat in self.seats)
 
     def submit(self, job: Job) -> None:
-        """Send the job to the worker with most room."""
-        seat = max(self.seats, key=lambda seat: seat.free)
+        """Send the job to the worker with the fewest; one that has activations of its trials may have one more."""
+        shared = {tuple(trial.params.get(name) for name in SHARED) for trial in job.trials}
+        seat = min(self.seats, key=lambda seat: (seat.free <= 0, len(seat.jobs) - (shared <= seat.seen), not shared <= seat.seen))
         assert seat.free > 0, "submit only to a free executor"
+        seat.seen |= shared
         seat.jobs[job.id], seat.heard = {trial.number for trial in job.trials}, time.monotonic()
         with suppress(OSError):  # it just died: poll() notices and ends its trials
             seat.connection.send(job)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hpsearch.errors import FixSetup
+from hpsearch.finetune.sharing import DeviceShare
 from hpsearch.machine import total_memory
 
 T = TypeVar("T")
@@ -28,6 +30,8 @@ class DeviceContext:
         torch.set_num_threads(threads)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.cuda = self.device.type == "cuda"
+        if self.cuda and not torch.cuda.is_available():
+            raise FixSetup("torch cannot use the GPU that was asked for: `hpsearch doctor` says more; --devices cpu does without")
         torch.backends.cudnn.deterministic = True  # one seed, one result
         if self.cuda:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
@@ -69,6 +73,19 @@ class DeviceContext:
             return 0
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(MOST * (torch.cuda.mem_get_info(self.device)[0] + unused))
+
+    def share(self, study: str) -> DeviceShare:
+        """What this process takes of its GPU beside other processes."""
+        device, memory = self.device, torch.cuda
+        name = str(memory.get_device_properties(device).uuid)
+        return DeviceShare(name, study, lambda: memory.mem_get_info(device)[0], lambda: memory.memory_reserved(device))
+
+    def place(self) -> str:
+        """The device's memory, as a person reads it."""
+        if not self.cuda:
+            return f"{total_memory() / 2**30:.0f} GiB of memory"
+        free, total = torch.cuda.mem_get_info(self.device)
+        return f"the {total / 2**30:.0f} GiB of the GPU ({free / 2**30:.1f} GiB)"
 
     def describe(self) -> dict[str, Any]:
         """Device and versions, JSON-able."""

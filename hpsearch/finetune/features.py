@@ -103,6 +103,13 @@ class Features:
                 self.halve()
         return self.sizes[k]
 
+    def most(self, augmented: bool) -> int:
+        """Bytes that activations may come to; those of augmented images have no bound of their own."""
+        if augmented or not self.model.cacheable:
+            return self.budget
+        images = sum(map(len, self.splits.values()))
+        return min(self.budget, images * sum(self.size(k) for k in range(len(self.model.blocks) + 1)))
+
     def measured(self) -> dict[int, int]:
         """Bytes of one image's activations by cut."""
         n, sizes = min(self.batch, len(self.splits["train"])), {}

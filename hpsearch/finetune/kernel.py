@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpsearch.errors import FixSetup
 from hpsearch.finetune import beside, heads, idle, metrics, models
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune.augment import Strengths
@@ -26,14 +27,15 @@ from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features, Reader
 from hpsearch.finetune.heads import Heads, Request
 from hpsearch.finetune.images import Preprocessing
-from hpsearch.finetune.memory import Parts
+from hpsearch.finetune.memory import Parts, attempt
 from hpsearch.finetune.packing import Crowd, Packing
-from hpsearch.finetune.recipe import Recipe
+from hpsearch.finetune.recipe import AUGMENTATIONS, Recipe
 from hpsearch.finetune.schedules import factor
 from hpsearch.finetune.slot import Slot
 from hpsearch.finetune.state import STATE_SECONDS, Keeper, Kept, Live, key_of, load_state, save_state, save_tensors
 from hpsearch.finetune.step import Shape
 from hpsearch.keeping import patiently, state_path
+from hpsearch.machine import pulse
 from hpsearch.protocols import Session, Step
 from hpsearch.recipes import CORE
 from hpsearch.seeds import seed_for
@@ -116,12 +118,23 @@ class FineTuneKernel:
         crowd = self.context.fetch("crowd", Crowd)
         # A fold keeps its activations in the place of those of the study's own division.
         crowd.enter(slots, self.context.free(), before - self.context.free(), 0 if cfg.get("fold") else features.budget)
+        if self.context.cuda:
+            crowd.share = self.context.fetch("share", lambda: self.context.share(str(cfg.get("name"))))
+            crowd.share.enter(0 if cfg.get("fold") else features.most(self.augmented))
         packing = Packing(slots, crowd, graphs=bool(cfg.get("graphs", True)), heads=stream)
         return Shared(initial, pre, built.matched.text(), data, features, y_val, packing, Heads())
 
+    @property
+    def augmented(self) -> bool:
+        """Whether any trial may augment its images."""
+        searched = self.config.get("space") or {}
+        return any(name in searched or self.fixed.get(name, off) != off for name, off in AUGMENTATIONS.items())
+
     def facts(self) -> Facts:
         """Load everything and describe it."""
-        r = self.resident()
+        r = attempt(self.resident)
+        if r is None:
+            raise FixSetup(f"the model and its data do not fit into what is free of {self.context.place()}: `nvidia-smi` says who holds it")
         model, data = r.model, r.data
         values = {
             "model": self.config["model"],
@@ -167,10 +180,13 @@ class FineTuneKernel:
         alone = heads.fits(recipe, self.resident().model) and self.reader(recipe, blocks, 1).kept
         slot, refused = None, -1
         while slot is None:
-            if packing.free() and packing.ended != refused:  # memory comes back when a trial ends
+            if packing.free() and (packing.ended != refused or packing.crowd.due):  # memory comes back when a trial ends
                 refused = packing.ended
                 slot = packing.take(recipe, self.steps(recipe), training=not alone)
             if slot is None:
+                if packing.crowd.waits and not packing.busy:
+                    pulse(packing.crowd.waits)
+                    time.sleep(50 * NAP)
                 yield ()
         before = self.held() if len(packing.busy) == 1 else None
         # Heads take their steps together, so they share a stream.

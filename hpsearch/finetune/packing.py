@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from hpsearch.finetune.memory import Forecast
 from hpsearch.finetune.recipe import Recipe
+from hpsearch.finetune.sharing import LOOK, DeviceShare
 from hpsearch.finetune.slot import Slot
 from hpsearch.finetune.step import Shape
 
@@ -24,12 +26,37 @@ class Crowd:
     needs: dict[int, int] = field(default_factory=dict)  # bytes by slot: the most so far, since captured steps keep their memory
     busy: set[int] = field(default_factory=set)
     ended: int = 0  # trials so far
+    share: DeviceShare | None = None  # with other processes, on a GPU
+    waits: str = ""  # why they are waited for
+    looked: float = 0.0  # when that was found
 
     def enter(self, slots: Sequence[Slot], free: int, taken: int, budget: int) -> None:
         """A kernel's slots come; it took so much memory that so much is free now, and it will keep activations in its budget."""
         self.room = (self.room - taken if self.slots else free) - budget
         self.taken[slots[0].index] = taken
         self.slots |= {slot.index: slot for slot in slots}
+
+    def release(self) -> None:
+        """Give back what slots without a trial keep."""
+        less = 0
+        for index in self.slots.keys() - self.busy:
+            self.slots[index].release()
+            less += self.needs.pop(index, 0)
+        if self.share is not None:
+            self.share.leave(less, len(self.busy))
+
+    def admits(self, more: int) -> bool:
+        """Whether other processes on the device leave room for one more trial, which takes so many bytes beyond what its slot has."""
+        self.waits = self.share.ask(more, len(self.busy)) if self.share is not None else ""
+        self.looked = time.monotonic()
+        if self.waits:
+            self.release()
+        return not self.waits
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to ask again: nobody says when another process leaves."""
+        return bool(self.waits) and time.monotonic() - self.looked > LOOK
 
     def quit(self, slots: Sequence[Slot]) -> None:
         """The slots of a kernel that had no budget of its own go."""
@@ -75,13 +102,15 @@ class Packing:
         if slot.stream is not None:
             with slot.turn():
                 need = max(slot.need(self.forecast, recipe, shape, x) for shape, x in steps)
+            need = min(need, self.crowd.room)  # what does not fit takes all there is, in parts
             if not self.fits(slot, need):
-                for index in self.crowd.slots.keys() - self.busy:
-                    self.crowd.slots[index].release()
-                    self.crowd.needs.pop(index, None)
+                self.crowd.release()
             if self.busy and not self.fits(slot, need):
                 return None
-            self.crowd.needs[slot.index] = max(need, self.crowd.needs.get(slot.index, 0))
+            before = self.crowd.needs.get(slot.index, 0)
+            if not self.crowd.admits(max(need - before, 0)):
+                return None
+            self.crowd.needs[slot.index] = max(need, before)
             if self.graphs:
                 with slot.turn():
                     slot.capture(recipe, steps, training)
@@ -93,6 +122,8 @@ class Packing:
         """The slot's trial is over."""
         self.busy.discard(slot.index)
         self.crowd.ended += 1
+        if self.crowd.share is not None:
+            self.crowd.share.leave(0, len(self.busy))
 
     def fits(self, slot: Slot, need: int) -> bool:
         """Whether the slot may take so many bytes beside what the others keep."""

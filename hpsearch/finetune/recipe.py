@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from hpsearch.types import Params
 
 KINDS = {"float": float, "int": int, "str": str}
+AUGMENTATIONS = {"crop": 1.0, "flip": 0.0, "rotate": 0.0, "colour": 0.0, "randaugment": 0.0}  # with what turns each off
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Recipe:
     @property
     def augments(self) -> bool:
         """Whether pixels change from epoch to epoch."""
-        return (self.crop, self.flip, self.rotate, self.colour, self.randaugment) != (1.0, 0.0, 0.0, 0.0, 0.0)
+        return any(getattr(self, name) != off for name, off in AUGMENTATIONS.items())
 
     @property
     def mixes(self) -> bool:

@@ -1,6 +1,8 @@
 """What only a GPU can show: captured steps, streams, measured memory. Run wherever CUDA is; docs/gpu.md keeps the list."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hpsearch.finetune.judge import judge
 from hpsearch.finetune.kernel import FineTuneKernel
 from hpsearch.finetune.memory import Forecast, peak
 from hpsearch.finetune.recipe import Recipe
+from hpsearch.finetune.slot import Slot
 from hpsearch.spec import parse_spec
 from hpsearch.types import Status, Trial
 from tests.finetune.test_kernel import train
@@ -136,3 +139,28 @@ def test_a_checkpoint_is_judged_as_it_was_scored_and_what_is_frozen_forgets_noth
     assert found.images == sum(map(sum, found.confusion)) == 401
     assert found.forgetting.before > 0.95
     assert (found.forgetting.drop == 0) == (k == 6)
+
+
+HOLDER = """
+import sys, time, torch
+from hpsearch.finetune.sharing import DeviceShare
+share = DeviceShare(sys.argv[1], "other", lambda: torch.cuda.mem_get_info()[0], lambda: 0)
+share.ask(int(0.89 * torch.cuda.mem_get_info()[0]), 0)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_trial_waits_for_memory_that_another_process_was_promised(tmp_path, monkeypatch):
+    kernel = make(tmp_path / "a", memory=2**20)
+    kernel.resident()
+    device = str(torch.cuda.get_device_properties(0).uuid)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, device], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        monkeypatch.setattr(Slot, "need", lambda *given: 2**34)
+        kernel.resident().packing.crowd.room = 2**36
+        said = []
+        monkeypatch.setattr("hpsearch.finetune.kernel.pulse", lambda why: (said.append(why), other.kill()))
+        outcome = train(kernel, epochs=1)[-1]
+    assert outcome.status is Status.COMPLETE
+    assert f"other (process {other.pid})" in said[0]
