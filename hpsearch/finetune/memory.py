@@ -86,6 +86,7 @@ class Forecast:
     def bytes(self, shape: Hashable, measure: Callable[[], int]) -> int:
         """`measure` gives the peak of a dry run."""
         if shape not in self.known:
+            measure()  # libraries allocate their work spaces at first use
             found = measure()
             if found >= NEVER:
                 return NEVER  # beside what runs now: it may fit another time

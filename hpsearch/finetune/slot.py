@@ -52,11 +52,6 @@ class Slot:
         self.failed: set[Shape] = set()  # could not be captured
         self.stream = torch.cuda.Stream(device) if context.cuda else None
         self.pool = torch.cuda.graph_pool_handle() if context.cuda else None
-        if context.cuda:
-            with torch.cuda.stream(self.stream), torch.no_grad():
-                for kind in (torch.float32, torch.bfloat16):  # libraries allocate work spaces by stream, for good
-                    x = torch.zeros(8, 8, dtype=kind, device=device)
-                    F.linear(x, x, x[0])
 
     @contextmanager
     def turn(self, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
@@ -220,9 +215,6 @@ class Slot:
             return
         try:
             captured = attempt(lambda: program.capture(pool, *examples))
-            if not captured:  # a capture cannot take back what the allocator keeps of other work
-                self.release()
-                captured = attempt(lambda: program.capture(pool, *examples))
         except RuntimeError:  # it does what a graph cannot hold; if the device is lost, the next call will say so
             captured = None
         for optimiser in self.optimisers.values():

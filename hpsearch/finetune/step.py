@@ -66,14 +66,11 @@ class Program:
 
     def capture(self, pool: Any, *examples: Tensor) -> bool:
         """Capture on the current stream, and say True; the work is run once before, so bring back afterwards what it changes."""
+        stream = torch.cuda.current_stream()
         self.inputs = tuple(example.clone() for example in examples)
         self.work(*self.inputs)  # cuDNN chooses, libraries allocate what they keep on this stream
         graph = torch.cuda.CUDAGraph()
-        # Not `torch.cuda.graph`: that waits for the whole device and empties the allocator's cache first, 0.1 s each time.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.result = self.work(*self.inputs)
-        finally:
-            graph.capture_end()
         self.graph = graph
         return True
