@@ -128,9 +128,15 @@ class Orchestrator:
         return bool(self.prepared) or more or self.searcher.promotable() > 0
 
     def feed(self) -> None:
-        """Give every free worker a trial, then ask ahead while they train."""
+        """Give every free worker a trial, then ask ahead while they train.
+
+        A trial that lost its worker gets the next one to itself: should it take that with it, no other trial is to blame.
+        """
         while self.executor.free() and (trial := self.next_trial()):
-            job = Job(next(self.job_ids), (trial,))
+            if trial.losses and not self.executor.free(alone=True):
+                self.prepared.appendleft(trial)
+                break
+            job = Job(next(self.job_ids), (trial,), alone=trial.losses > 0)
             self.trials[trial.number] = trial
             self.live.add(job.id)
             crash_point("before-submit")

@@ -64,8 +64,8 @@ class Executor(Protocol):
         """Start the workers; each sends its facts once it is ready."""
         ...
 
-    def free(self) -> int:
-        """How many jobs could start at once."""
+    def free(self, alone: bool = False) -> int:
+        """How many jobs could start at once; `alone`: each with a worker to itself."""
         ...
 
     def submit(self, job: Job) -> None:

@@ -98,6 +98,7 @@ class Job:
 
     id: int
     trials: tuple[Trial, ...]
+    alone: bool = False  # it has its worker to itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,15 @@ def test_broken_trials_are_failed_and_the_study_goes_on(url):
     assert all([row["epoch"] for row in r.curve] == [1, 2, 3] for r in records.values() if r.status is Status.COMPLETE)
 
 
+def test_a_trial_that_takes_its_workers_with_it_is_alone_to_blame(url):
+    config = {"slots": 3, "sleep": 0.05, "faults": {1: "always kill"}}
+    reason, memory = session(url, workers=1, budget=5, config=config)
+    assert reason == "budget"
+    assert {r.number: r.status for r in stored(url)} == {n: Status.FAILED if n == 1 else Status.COMPLETE for n in range(5)}
+    assert stored(url)[1].attempt == 3
+    assert {e.trial.number for e in memory.of(TrialAgain)} >= {0, 1, 2}, "its neighbours were lost with it once"
+
+
 def test_a_worker_that_cannot_work_ends_the_study_before_its_first_trial(url):
     with pytest.raises(FixInput, match="lower it"):
         session(url, config={"broken": "frozen_layers 9 is too deep; lower it"})

@@ -16,6 +16,7 @@ class InlineExecutor:
         self.ref = ref
         self.sessions: Sessions | None = None
         self.slots = 0
+        self.alone: int | None = None  # the last job that was to have the worker to itself
         self.pending: list[Message] = []
 
     def start(self) -> None:
@@ -25,14 +26,22 @@ class InlineExecutor:
             self.sessions, self.slots = sessions_of(self.ref, kernel, 0), message.facts.slots
         self.pending.append(message)
 
-    def free(self) -> int:
-        """How many jobs could start at once."""
-        return self.slots - len(self.sessions.live) if self.sessions is not None else 0
+    def free(self, alone: bool = False) -> int:
+        """How many jobs could start at once; `alone`: each with a worker to itself."""
+        if self.sessions is None or self.taken:
+            return 0
+        return self.slots - len(self.sessions.live) if not alone else int(not self.sessions.live)
+
+    @property
+    def taken(self) -> bool:
+        """Whether a job has the worker to itself."""
+        return self.sessions is not None and self.alone in self.sessions.live
 
     def submit(self, job: Job) -> None:
         """Open the job's session; it advances in `poll`."""
         assert self.sessions is not None
-        assert self.free(), "submit only to a free executor"
+        assert self.free(job.alone), "submit only to a free executor"
+        self.alone = job.id if job.alone else self.alone
         self.sessions.begin(job)
 
     def poll(self, timeout: float) -> list[Message]:

@@ -95,10 +95,13 @@ class Seat:
     heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
     hung: bool = False
 
-    @property
-    def free(self) -> int:
-        """Jobs that could start."""
-        return 0 if self.worn else self.slots - len(self.jobs)
+    alone: int | None = None  # the last job that was to have the worker to itself
+
+    def free(self, alone: bool = False) -> int:
+        """Jobs that could start; `alone`: with the worker to itself."""
+        if self.worn or self.alone in self.jobs:
+            return 0
+        return self.slots - len(self.jobs) if not alone else int(bool(self.slots) and not self.jobs)
 
 
 class ProcessExecutor:
@@ -146,16 +149,18 @@ class ProcessExecutor:
         theirs.close()
         return Seat(process, ours)
 
-    def free(self) -> int:
-        """How many jobs could start at once."""
-        return sum(seat.free for seat in self.seats)
+    def free(self, alone: bool = False) -> int:
+        """How many jobs could start at once; `alone`: each with a worker to itself."""
+        return sum(seat.free(alone) for seat in self.seats)
 
     def submit(self, job: Job) -> None:
         """Send the job to the worker with the fewest; one that has activations of its trials may have one more."""
         shared = {tuple(trial.params.get(name) for name in SHARED) for trial in job.trials}
-        seat = min(self.seats, key=lambda seat: (seat.free <= 0, len(seat.jobs) - (shared <= seat.seen), not shared <= seat.seen))
-        assert seat.free > 0, "submit only to a free executor"
+        free = [seat for seat in self.seats if seat.free(job.alone)]
+        assert free, "submit only to a free executor"
+        seat = min(free, key=lambda seat: (len(seat.jobs) - (shared <= seat.seen), not shared <= seat.seen))
         seat.seen |= shared
+        seat.alone = job.id if job.alone else seat.alone
         seat.jobs[job.id], seat.heard = {trial.number for trial in job.trials}, time.monotonic()
         with suppress(OSError):  # it just died: poll() notices and ends its trials
             seat.connection.send(job)

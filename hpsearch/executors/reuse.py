@@ -97,9 +97,9 @@ class Reusing:
         """Start the workers."""
         self.executor.start()
 
-    def free(self) -> int:
-        """How many jobs could start at once."""
-        return max(0, self.executor.free() - len(self.replays))
+    def free(self, alone: bool = False) -> int:
+        """How many jobs could start at once; `alone`: each with a worker to itself."""
+        return max(0, self.executor.free(alone) - len(self.replays))
 
     def submit(self, job: Job) -> None:
         """Begin to replay a trial that is known, pass on every other job."""

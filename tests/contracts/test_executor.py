@@ -236,3 +236,16 @@ def test_an_epoch_without_numbers_ends_the_trial_and_nobody_judges_it(kind, faul
     assert outcomes[0].val_loss is None
     assert outcomes[1].status is Status.COMPLETE
     assert [epoch for trial, epoch in judged if trial == 0] == [1]
+
+
+def test_a_job_that_is_to_be_alone_shares_its_worker_with_nobody(kind):
+    with closing(make(kind, {"slots": 2, "sleep": 0.02}, workers=1)) as executor:
+        started(executor)
+        assert (executor.free(), executor.free(alone=True)) == (2, 1)
+        executor.submit(Job(0, (Trial(0, PARAMS),)))
+        assert (executor.free(), executor.free(alone=True)) == (1, 0)
+        until(executor, lambda ms: any(m.done for m in ms))
+        executor.submit(Job(1, (Trial(1, PARAMS),), alone=True))
+        assert (executor.free(), executor.free(alone=True)) == (0, 0)
+        until(executor, lambda ms: any(m.done for m in ms))
+        assert (executor.free(), executor.free(alone=True)) == (2, 1)
