@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
+import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -125,6 +125,7 @@ class ProcessExecutor:
         with shielded():
             forkserver.ensure_running()  # returns at once; it imports while the caller goes on
         self.seats: list[Seat] = []
+        self.selector = selectors.DefaultSelector()  # of their connections, each with the number of its worker
         self.looked = time.monotonic()
         self.unborn = 0  # workers in a row that died before they were ready
 
@@ -147,6 +148,7 @@ class ProcessExecutor:
         )
         launch(process)
         theirs.close()
+        self.selector.register(ours, selectors.EVENT_READ, worker)
         return Seat(process, ours)
 
     def free(self, alone: bool = False) -> int:
@@ -168,12 +170,7 @@ class ProcessExecutor:
     def poll(self, timeout: float) -> list[Message]:
         """Messages of all workers; a dead worker's trials as FAILED outcomes."""
         self.watch()
-        seats = {seat.connection: worker for worker, seat in enumerate(self.seats)}
-        out: list[Message] = []
-        for connection in multiprocessing.connection.wait(list(seats), timeout):
-            worker = seats[connection]  # type: ignore[index]
-            out += self.hear(worker)
-        return out
+        return [message for key, _ in self.selector.select(timeout) for message in self.hear(key.data)]
 
     def watch(self) -> None:
         """End workers that hang. Silence counts only while this process itself was awake."""
@@ -213,6 +210,7 @@ class ProcessExecutor:
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         cause = f"made no progress for {self.stall:g} s and was ended" if seat.hung else cause
         kill_group(seat.process.pid or 0)  # what it started
+        self.selector.unregister(seat.connection)
         seat.connection.close()
         if not seat.slots:
             self.unborn += 1
@@ -244,4 +242,5 @@ class ProcessExecutor:
         for seat in self.seats:
             seat.process.join()
             seat.connection.close()
-        self.seats = []
+        self.selector.close()
+        self.seats, self.selector = [], selectors.DefaultSelector()

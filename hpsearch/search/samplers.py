@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial
 
 from hpsearch.errors import FixSetup
+from hpsearch.search.history import History
 from hpsearch.seeds import seed_for
 from hpsearch.space import Parameter, Space, searched
 from hpsearch.spec import PrunerSpec
@@ -62,15 +63,36 @@ class Patient(optuna.pruners.BasePruner):
         return self.inner is None or self.inner.prune(study, trial)
 
 
+class Median(optuna.pruners.BasePruner):
+    """Optuna's MedianPruner, which looks through all trials at every report; this one asks the study's history."""
+
+    def __init__(self, history: History, startup: int, warmup: int) -> None:
+        self.history, self.startup, self.warmup = history, startup, warmup
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the best report so far is worse than the median of complete trials at this step."""
+        del study
+        step = trial.last_step
+        if step is None or step < self.warmup or self.history.complete < max(1, self.startup):
+            return False
+        median, sign = self.history.median(step), self.history.sign
+        return median is not None and min(sign * value for value in trial.intermediate_values.values()) > sign * median
+
+
 class Told(optuna.samplers.BaseSampler):
     """A sampler told which parameters it models jointly; it draws the others one by one, when their condition holds.
 
     Optuna works the joint space out of all trials at every ask. Where some trials lack a parameter this costs it its way:
-    CMA-ES draws at random for good once the space has shrunk, and Sobol's sequence begins anew.
+    CMA-ES draws at random for good once the space has shrunk, and Sobol's sequence begins anew. `look`: the study as it is shown to it.
     """
 
-    def __init__(self, inner: optuna.samplers.BaseSampler, space: Mapping[str, BaseDistribution]) -> None:
-        self.inner, self.space = inner, dict(space)
+    def __init__(
+        self,
+        inner: optuna.samplers.BaseSampler,
+        space: Mapping[str, BaseDistribution],
+        look: Callable[[optuna.Study], optuna.Study] = lambda study: study,
+    ) -> None:
+        self.inner, self.space, self.look = inner, dict(space), look
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """What is modelled jointly."""
@@ -79,15 +101,15 @@ class Told(optuna.samplers.BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One point of the joint space; nothing while the sampler still draws at random."""
-        return self.inner.sample_relative(study, trial, search_space)
+        return self.inner.sample_relative(self.look(study), trial, search_space)
 
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """One parameter by itself."""
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+        return self.inner.sample_independent(self.look(study), trial, param_name, param_distribution)
 
 
-def make_sampler(name: str, space: Space, study_seed: int, trial: int) -> optuna.samplers.BaseSampler:
-    """The sampler called `name`, seeded for one ask.
+def make_sampler(name: str, space: Space, study_seed: int, trial: int, history: History | None = None) -> optuna.samplers.BaseSampler:
+    """The sampler called `name`, seeded for one ask. With the study's `history`, TPE looks at a part of a long one.
 
     A fresh one for every ask makes a suggestion a function of the history and the seed alone, so that an interrupted
     study goes on as it would have. Sobol points are one sequence per study: their seed is the study's.
@@ -98,7 +120,8 @@ def make_sampler(name: str, space: Space, study_seed: int, trial: int) -> optuna
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
             case "tpe":  # multivariate (Bergstra et al., 2011; Falkner et al., 2018; Watanabe, 2023)
-                return Told(optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS), joint)
+                tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+                return Told(tpe, joint) if history is None else Told(tpe, joint, lambda study: history.glimpse(study, seed))
             case "gp":
                 return Told(optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS), joint)
             case "qmc":
@@ -133,7 +156,7 @@ def joint_space(sampler: str, space: Space) -> dict[str, BaseDistribution]:
     return dict(sorted(open_ones.items()))  # Optuna's order
 
 
-def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.BasePruner:
+def make_pruner(spec: PrunerSpec, history: History, name: str | None = None) -> optuna.pruners.BasePruner:
     """The pruner called for, on reports in percent of a trial's planned epochs (10, 20 .. 100)."""
     first = max(1, round(100 * spec.warmup))
     name = name or spec.name
@@ -141,13 +164,13 @@ def make_pruner(spec: PrunerSpec, name: str | None = None) -> optuna.pruners.Bas
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
             case "median":
-                return optuna.pruners.MedianPruner(spec.startup_trials, n_warmup_steps=first)
+                return Median(history, spec.startup_trials, first)
             case "halving":  # inside `patient`: it stops for good; by itself, `rungs.Rungs` decides
                 return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=spec.reduction_factor)
             case "hyperband":
                 return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=100, reduction_factor=spec.reduction_factor)
             case "patient":
-                return Patient(None if spec.around == "none" else make_pruner(spec, spec.around), spec.patience, first)
+                return Patient(None if spec.around == "none" else make_pruner(spec, history, spec.around), spec.patience, first)
             case _:
                 return optuna.pruners.NopPruner()
 

@@ -21,6 +21,7 @@ from hpsearch.keeping import later_results, left_by, read_result, resumed
 from hpsearch.provenance import remembered
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
+from hpsearch.search.history import History
 from hpsearch.search.records import RECORD, direction_of, extras, keep_study, open_study, record_of, running
 from hpsearch.search.rungs import Rungs
 from hpsearch.search.samplers import distributions, make_pruner, make_sampler, preflight, suggested
@@ -83,7 +84,9 @@ class OptunaSearcher:
         direction = direction_of(spec.objective)
         # Hyperband deals its brackets by this name, so that trials of one repeat of a comparison meet the same bracket.
         name = f"seed {self.seed}"
-        self.study = optuna.create_study(storage=self.memory, study_name=name, pruner=make_pruner(spec.pruner), direction=direction)
+        self.history = History(self.sign)
+        pruner = make_pruner(spec.pruner, self.history)
+        self.study = optuna.create_study(storage=self.memory, study_name=name, pruner=pruner, direction=direction)
         self.ids: dict[int, int] = {}  # trial number -> id in the storage; the writer's thread adds to it
         self.curves: dict[int, list[dict[str, float]]] = {}
         self.best: dict[int, float] = {}  # best validation loss so far of live trials
@@ -92,6 +95,7 @@ class OptunaSearcher:
         self.again: deque[Trial] = deque()  # interrupted in an earlier session
         self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
         self.paused: dict[int, TrialRecord] = {}
+        self.sizes: dict[int, int] = {}  # bytes of the states of trials that wait at a rung
         self.writer = Writer(storage)
         self.recall()
         self.plan = self.planned()
@@ -126,6 +130,7 @@ class OptunaSearcher:
                     params, origin = self.fixed | stored.params, about.get("origin", "sampled")
                     self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
             self.memory.create_new_trial(self.study._study_id, stored)
+            self.history.note(stored)
         for result in untold:
             self.take(result)
 
@@ -288,6 +293,7 @@ class OptunaSearcher:
         for live in (self.best, self.trials, self.started, self.curves):
             live.pop(number, None)
         ended = self.memory.get_trial(memory_id)
+        self.history.note(ended)
         if record.status is Status.PRUNED and self.sign < 0:
             ended.value = None  # Optuna makes the last report its value, a negated loss among shares
         self.writer.put(lambda: self.store_end(ended))
@@ -322,6 +328,7 @@ class OptunaSearcher:
         number = self.rungs.promotable()[0]
         self.rungs.promote(number)
         record = self.paused.pop(number)
+        self.sizes.pop(number, None)
         self.started[number] = record.started or time.time()
         return Trial(number, record.params, record.attempt, record.origin, record.state)
 
@@ -334,17 +341,23 @@ class OptunaSearcher:
         ended = []
         for number in numbers:
             self.rungs.retire(number)
+            self.sizes.pop(number, None)
             ended.append(self.conclude(replace(self.paused.pop(number), status=Status.PRUNED)))
         return tuple(ended)
 
     def without_room(self) -> list[int]:
         """The worst of the trials that wait at rungs, as far as their states are more than the study may keep."""
         room, out = self.spec.state_gigabytes * 1e9, []
-        for record in sorted(self.paused.values(), key=lambda record: self.best[record.number]):
+        for number in self.paused.keys() - self.sizes.keys():
+            self.sizes[number] = 0
             with suppress(OSError):
-                room -= Path(record.state or "").stat().st_size
+                self.sizes[number] = Path(self.paused[number].state or "").stat().st_size
+        if sum(self.sizes.values()) <= room:
+            return []
+        for number in sorted(self.paused, key=lambda number: self.best[number]):
+            room -= self.sizes[number]
             if room < 0:
-                out.append(record.number)
+                out.append(number)
         return out
 
     # ------------------------------------------------------------ looking
@@ -387,7 +400,8 @@ class OptunaSearcher:
     def sample(self) -> Trial:
         """One configuration from the sampler, seeded by the trial's number."""
         number = self.memory.get_n_trials(self.study._study_id)
-        self.study.sampler = make_sampler(self.spec.sampler, self.space, self.seed, number)
+        whole = self.spec.pruner.name == "hyperband"  # which shows a sampler the trials of one bracket
+        self.study.sampler = make_sampler(self.spec.sampler, self.space, self.seed, number, None if whole else self.history)
         asked = self.study.ask()
         return Trial(asked.number, suggested(asked, self.space, self.varied))
 
