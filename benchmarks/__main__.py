@@ -3,7 +3,7 @@
 import argparse
 import inspect
 
-from benchmarks import default_study, mirror, orchestration, real_data, replay, search
+from benchmarks import default_study, mirror, orchestration, real_data, replay, scaling, search
 from benchmarks.common import machine
 
 ALL = {
@@ -12,6 +12,7 @@ ALL = {
     "default_study": default_study,
     "replay": replay,
     "search": search,
+    "scaling": scaling,
     "real_data": real_data,
 }
 
@@ -26,9 +27,10 @@ def main() -> None:
     parser.add_argument("--cuts", help="only these numbers of frozen layers, such as 6 or 0,3,6 (replay)")
     parser.add_argument("--per-cut", type=int, help="trials of each number of frozen layers (replay)")
     parser.add_argument("--settings", help="only these, such as 0 or 0,1 (replay)")
-    parser.add_argument("--only", help="only these, such as tuned,hpsearch (replay, search)")
+    parser.add_argument("--only", help="only these, such as tuned,hpsearch (replay, search) or processes,simulated,ray (scaling)")
     parser.add_argument("--wall", type=float, help="seconds of each search (search)")
-    parser.add_argument("--trials", type=int, help="of the study (orchestration, mirror)")
+    parser.add_argument("--trials", type=int, help="of the study (orchestration, mirror, scaling)")
+    parser.add_argument("--workers", help="how many, such as 1,16,256 (scaling)")
     parser.add_argument("--repeats", type=int, help="how often")
     options = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     names = options.pop("names") or list(ALL)

@@ -157,7 +157,8 @@ class Simulated:
         course = self.jobs[job]
         (trial,) = course.job.trials
         if trial.number not in stop and course.epoch < self.epochs:
-            return self.go_on(job)
+            self.go_on(job)
+            return
         assert course.last is not None
         cut = course.epoch < self.epochs
         course.over = outcome(course.last, trial.params, Status.PRUNED if cut else Status.COMPLETE)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import arms, by_hand, ours, replay, tasks
+from benchmarks import arms, by_hand, ours, replay, scaling, tasks
 from benchmarks.curve import Curve
 from hpsearch.types import Outcome, Progress, Status
 
@@ -118,3 +118,25 @@ def test_the_list_has_every_cut_and_lies_in_the_space():
     assert sorted(t["frozen_layers"] for t in trials) == [k for k in range(7) for _ in range(2)]
     assert all(p.contains(t[p.name]) for t in trials for p in DIGITS.space)
     assert trials == DIGITS.trials(list(range(7)), 2)
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("random", "halving"), ("tpe", "median")])
+def test_simulated_workers_take_as_long_as_the_orchestrator_is_busy(sampler, pruner):
+    began = time.monotonic()
+    found = scaling.simulated(8, 60, sampler, pruner, 5.0, False)
+    assert time.monotonic() - began < 60 * 5.0 * 4 / 8  # four epochs of each trial, by a clock that waits
+    assert 60 < found["messages"] <= 60 * (scaling.EPOCHS + 1)
+    assert 0 < found["busy"] < 1
+    assert found["cost_ms"][60] > 0
+    assert found["storage_mb"] > 0
+
+
+def test_sleeping_workers_and_ray_train_the_same_epochs():
+    pytest.importorskip("ray", reason="Ray Tune is compared with where it is installed: pip install 'ray[tune]'")
+    for kind in ("processes", "ray"):
+        arm = (kind, 2, 8, "random", "none", 0.05, False)
+        found = scaling.apart(arm)
+        assert 0 < found["busy"] < 1
+        assert found["hourly"] == pytest.approx(3600 * 2 * found["busy"] / (0.05 * scaling.EPOCHS))
+        assert found["workers_mb"] > 0
+        assert len(scaling.row(arm, found)) == len(scaling.HEAD)

@@ -14,14 +14,15 @@ from hpsearch.spec import rung_levels
 
 
 class Rungs:
-    """The rungs of one study. Losses are best validation losses so far [nats]. Who is best is kept in order, not sorted out at each question."""
+    """The rungs of one study. Losses are best validation losses so far [nats]; who is best is kept in order."""
 
     def __init__(self, first: int, factor: int) -> None:
         self.levels = rung_levels(first, factor)  # percent
         self.factor = factor
         self.losses: dict[int, dict[int, float]] = {level: {} for level in self.levels}  # level -> trial -> loss
-        self.ranking: dict[int, list[tuple[float, int]]] = {level: [] for level in self.levels}  # those that may still count on it, best first
-        self.queues: dict[int, list[tuple[float, int]]] = {level: [] for level in self.levels}  # those of them that wait there
+        # Loss and trial, best first: of those that may still count on a rung, and of those of them that wait there.
+        self.ranking: dict[int, list[tuple[float, int]]] = {level: [] for level in self.levels}
+        self.queues: dict[int, list[tuple[float, int]]] = {level: [] for level in self.levels}
         self.waiting: dict[int, int] = {}  # trial -> level
         self.retired: set[int] = set()  # ended while they waited: a study that is extended promotes others in their place
 

@@ -96,3 +96,46 @@ def test_a_trial_that_ended_while_it_waited_makes_room_for_others():
         rungs.arrive(trial, 50, loss)
         rungs.wait(trial)
     assert rungs.promotable() == [3, 4]  # three of six may pass; one has
+
+
+class Plain:
+    """The same rules, worked out anew from all losses at every question."""
+
+    def __init__(self, rungs):
+        self.rungs = rungs
+
+    def best(self, level):
+        reached = self.rungs.losses[level]
+        return sorted(reached.keys() - self.rungs.retired, key=lambda trial: (reached[trial], trial))
+
+    def promotable(self):
+        share = {level: self.best(level)[: len(self.rungs.losses[level]) // self.rungs.factor] for level in self.rungs.levels}
+        return [trial for level in reversed(self.rungs.levels) for trial in share[level] if self.rungs.waiting.get(trial) == level]
+
+    def hopeless(self, budget):
+        return [trial for trial, level in self.rungs.waiting.items() if self.best(level).index(trial) >= budget // self.rungs.factor]
+
+
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_what_is_kept_in_order_is_what_sorting_gives(seed, factor):
+    rng = random.Random(seed)
+    rungs, reached = Rungs(10, factor), {}
+    plain = Plain(rungs)
+    for trial in range(40):
+        reached[trial] = 0
+        for at in (trial, *rungs.promotable()[:1]):
+            if at in rungs.waiting:
+                rungs.promote(at)
+                reached[at] += 1
+            while reached[at] < len(rungs.levels):
+                level, loss = rungs.levels[reached[at]], rng.randrange(6) / 10  # many equal ones
+                goes_on = rungs.arrive(at, level, loss)
+                assert goes_on == (at in plain.best(level)[: len(rungs.losses[level]) // factor])
+                if not goes_on:
+                    rungs.wait(at)
+                    break
+                reached[at] += 1
+        if rng.random() < 0.2 and rungs.waiting:
+            rungs.retire(rng.choice(list(rungs.waiting)))
+        assert rungs.promotable() == plain.promotable()
+        assert rungs.hopeless(20) == plain.hopeless(20)
