@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 BEST = 25  # trials that TPE models as good, at most: Optuna's own limit
-MODELLED = 500  # trials of a longer history that TPE models beside the best
+MODELLED = 400  # trials of a longer history that TPE models beside the best
 
 
 class History:
