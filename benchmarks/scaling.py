@@ -25,7 +25,7 @@ from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import Executor
-from hpsearch.search.samplers import ASK_AHEAD
+from hpsearch.search.samplers import ask_ahead
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import load_spec
@@ -114,7 +114,9 @@ def study(
     ask = Timed(searcher.ask)
     searcher.ask = ask  # type: ignore[method-assign]
     meter = Meter(executor.workers)
-    loop = Orchestrator(searcher, executor, [meter, *([tracker] if tracker else [])], budget=trials, ahead=ASK_AHEAD.get(sampler, 0))
+    loop = Orchestrator(
+        searcher, executor, [meter, *([tracker] if tracker else [])], budget=trials, ahead=ask_ahead(sampler, executor.workers)
+    )
     before = time.process_time()
     loop.run("null", spec.resolved())
     spent, ended, queued = time.process_time() - before, time.perf_counter(), searcher.writer.waiting.qsize()
@@ -190,10 +192,10 @@ def plan(counts: list[int], trials: int, only: list[str]) -> list[Arm]:
     """What is run, one after the other."""
     most, few = counts[-1], min(16, counts[-1])
     arms: list[Arm] = [("processes", n, 2 * n, "random", "none", 1.0, False) for n in counts]
-    arms += [("processes", most, 3 * most, "tpe", "median", 1.0, False), ("processes", most, 3 * most, "tpe", "median", 1.0, True)]
+    arms += [("processes", most, rounds * most, "tpe", "median", 1.0, mlflow) for rounds, mlflow in ((6, False), (3, True))]
     arms += [("processes", few, 50 * few, "random", "none", 0.0, False)]
     arms += [("simulated", most, trials, "random", pruner, 1.0, False) for pruner in ("none", "median", "halving")]
-    arms += [("simulated", n, trials, "tpe", pruner, 1.0, False) for n, pruner in ((most, "median"), (few, "none"))]
+    arms += [("simulated", most, trials, "tpe", "median", 1.0, False), ("simulated", few, trials // 4, "tpe", "none", 1.0, False)]
     arms += [("simulated", few, min(100, trials), "gp", "none", 1.0, False)]
     if installed("ray"):
         arms += [("ray", n, 2 * n, "random", "none", 1.0, False) for n in sorted({few, min(64, most)})]

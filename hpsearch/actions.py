@@ -94,7 +94,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             from hpsearch.proving import Prover, due
             from hpsearch.search.catalog import read_study
             from hpsearch.search.headstart import begin
-            from hpsearch.search.samplers import ASK_AHEAD
+            from hpsearch.search.samplers import ask_ahead
             from hpsearch.search.searcher import OptunaSearcher
 
             with ExitStack() as stack:
@@ -121,7 +121,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         trackers,
                         budget=spec.trials,
                         timeout=spec.timeout,
-                        ahead=ASK_AHEAD.get(spec.sampler, 0),
+                        ahead=ask_ahead(spec.sampler, executor.workers),
                         stop=lambda: "interrupted" if stopped_by() else None,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)

@@ -257,7 +257,7 @@ class Course:
         """One study; why it ended."""
         from hpsearch.search.headstart import initial
         from hpsearch.search.records import keep_study
-        from hpsearch.search.samplers import ASK_AHEAD
+        from hpsearch.search.samplers import ask_ahead
         from hpsearch.search.searcher import OptunaSearcher
 
         name, folder = spec.study_name(), self.where.runs(spec.study_name())
@@ -271,7 +271,7 @@ class Course:
                     reusing,
                     trackers,
                     budget=searcher.size(spec.trials),
-                    ahead=ASK_AHEAD.get(spec.sampler, 0) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
+                    ahead=ask_ahead(spec.sampler, executor.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
                     stop=lambda: "interrupted" if self.stopped_by() else None,
                     facts=self.facts,
                 )

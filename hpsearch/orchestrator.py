@@ -34,6 +34,7 @@ from hpsearch.types import (
 )
 
 MOST_LOSSES = 3  # of a trial's worker; then the trial has failed
+TURN = 0.02  # seconds of asking for trials after which those that run are heard
 
 
 class Orchestrator:
@@ -96,6 +97,7 @@ class Orchestrator:
         begun = time.monotonic()
         asked_to_stop: float | None = None
         while True:
+            more = False
             reason = self.stop()
             late = self.timeout is not None and time.monotonic() - begun >= self.timeout
             if reason is not None:
@@ -108,11 +110,11 @@ class Orchestrator:
                 if not self.live:
                     return "timeout"
             elif self.facts is not None and not self.waits():
-                self.feed()
+                more = self.feed()
                 if not self.live and not self.pending():
                     self.settle(over=True)
                     return "exhausted" if self.searcher.remaining(self.budget) else "budget"
-            for message in self.executor.poll(0.2):
+            for message in self.executor.poll(0.0 if more else 0.2):
                 self.handle(message, stopping=reason is not None)
 
     def waits(self) -> bool:
@@ -127,11 +129,12 @@ class Orchestrator:
         more = not self.exhausted and self.searcher.remaining(self.budget) > 0
         return bool(self.prepared) or more or self.searcher.promotable() > 0
 
-    def feed(self) -> None:
-        """Give every free worker a trial, then ask ahead while they train.
+    def feed(self) -> bool:
+        """Give every free worker a trial, then ask ahead while they train; whether it stopped before, so that others are heard.
 
         A trial that lost its worker gets the next one to itself: should it take that with it, no other trial is to blame.
         """
+        until = time.monotonic() + TURN
         while self.executor.free() and (trial := self.next_trial()):
             if trial.losses and not self.executor.free(alone=True):
                 self.prepared.appendleft(trial)
@@ -143,8 +146,13 @@ class Orchestrator:
             self.executor.submit(job)
             crash_point("after-submit")
             self.record(TrialStarted(trial, time.time()))
+            if time.monotonic() > until and self.executor.free():
+                return True
         while len(self.prepared) < self.ahead and (trial := self.ask()):
             self.prepared.append(trial)
+            if time.monotonic() > until and len(self.prepared) < self.ahead:
+                return True
+        return False
 
     def next_trial(self) -> Trial | None:
         """A trial prepared ahead, or asked now; None when the budget is spent or the space exhausted."""
