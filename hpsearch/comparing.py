@@ -271,7 +271,7 @@ class Course:
                     reusing,
                     trackers,
                     budget=searcher.size(spec.trials),
-                    ahead=ask_ahead(spec.sampler, executor.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
+                    ahead=ask_ahead(spec.sampler, reusing.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
                     stop=lambda: "interrupted" if self.stopped_by() else None,
                     facts=self.facts,
                 )
