@@ -85,6 +85,16 @@ def test_several_workers_train_each_trial_once(url):
     assert {r.status for r in stored(url)} <= {Status.COMPLETE, Status.PRUNED}
 
 
+def test_trials_that_run_are_heard_between_asks_that_take_long(url, monkeypatch):
+    monkeypatch.setattr("hpsearch.orchestrator.TURN", 0.0)  # any ask takes longer
+    reason, memory = session(url, config={"slots": 4}, budget=8)
+    assert reason == "budget"
+    events = [e for e in memory.events if isinstance(e, (TrialStarted, EpochDone))]
+    first = next(index for index, event in enumerate(events) if isinstance(event, EpochDone))
+    assert first < next(index for index, event in enumerate(events) if isinstance(event, TrialStarted) and event.trial.number == 3)
+    assert sorted(e.trial.number for e in memory.of(TrialStarted)) == list(range(8))
+
+
 def test_an_exhausted_grid_ends_the_study(url):
     space = {"learning_rate": {"low": 1e-3, "high": 1e-2, "grid": [2e-3, 5e-3]}, "batch_size": 8, "epochs": 3}
     space |= {"weight_decay": 0.1, "dropout": [0.0, 0.2], "frozen_layers": 0}

@@ -56,3 +56,8 @@ def test_a_missing_package_is_named_before_the_first_trial(monkeypatch):
     monkeypatch.setitem(samplers.NEEDS, "cmaes", ("no_such_package",))
     with pytest.raises(FixSetup, match="pip install no_such_package"):
         samplers.preflight("cmaes")
+
+
+def test_only_slow_samplers_are_asked_ahead_and_tpe_only_for_many_workers():
+    assert [samplers.ask_ahead(name, 8) for name in ("random", "tpe", "gp")] == [0, 0, 1]
+    assert [samplers.ask_ahead("tpe", workers) for workers in (16, 256)] == [1, 16]
