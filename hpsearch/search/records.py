@@ -19,6 +19,7 @@ from hpsearch.errors import ChooseAnotherName, FixSetup
 from hpsearch.faults import crash_point
 from hpsearch.keeping import STUDY, write_durably
 from hpsearch.recipes import CORE
+from hpsearch.search.rows import count
 from hpsearch.spec import StudySpec, comparable
 from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
 
@@ -37,7 +38,7 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
     name = spec.study_name()
     try:
         study_id = storage.get_study_id_from_name(name)
-        if not storage.get_n_trials(study_id) and storage.get_study_directions(study_id) != [direction_of(spec.objective)]:
+        if not count(storage, study_id) and storage.get_study_directions(study_id) != [direction_of(spec.objective)]:
             storage.delete_study(study_id)  # made by a command that failed before its first trial, with another objective
             raise KeyError
     except KeyError:
@@ -48,7 +49,7 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
         )
         return study_id
     stored = storage.get_study_user_attrs(study_id).get(RECORD)
-    empty = not storage.get_n_trials(study_id)
+    empty = not count(storage, study_id)
     if stored is None and not empty:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
     stored = stored or {}

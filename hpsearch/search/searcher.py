@@ -129,7 +129,9 @@ class OptunaSearcher:
                     attempt, losses = 1 + int(about.get("attempt", 1)), int(about.get("losses", 0))
                     params, origin = self.fixed | stored.params, about.get("origin", "sampled")
                     self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
-            self.memory.create_new_trial(self.study._study_id, stored)
+            attributes, stored.user_attrs = stored.user_attrs, {}
+            copied = self.memory.create_new_trial(self.study._study_id, stored)
+            self.memory.get_trial(copied).user_attrs = attributes  # with the whole curve, which it would copy number by number
             self.history.note(stored)
         for result in untold:
             self.take(result)
