@@ -92,6 +92,7 @@ class OptunaSearcher:
         self.best: dict[int, float] = {}  # best validation loss so far of live trials
         self.trials: dict[int, Trial] = {}  # live trials
         self.started: dict[int, float] = {}
+        self.known_trials = 0  # Optuna counts them by copying a list of all
         self.again: deque[Trial] = deque()  # interrupted in an earlier session
         self.rungs = Rungs(round(100 * spec.pruner.warmup), spec.pruner.reduction_factor) if spec.pruner.name == "halving" else None
         self.paused: dict[int, TrialRecord] = {}
@@ -132,15 +133,15 @@ class OptunaSearcher:
             attributes, stored.user_attrs = stored.user_attrs, {}
             copied = self.memory.create_new_trial(self.study._study_id, stored)
             self.memory.get_trial(copied).user_attrs = attributes  # with the whole curve, which it would copy number by number
+            self.known_trials += 1
             self.history.note(stored)
         for result in untold:
             self.take(result)
 
     def adopt(self) -> None:
         """Enter the trials that the storage never heard of, because it was behind when the orchestrator was killed."""
-        known = self.memory.get_n_trials(self.study._study_id)
-        results = later_results(self.folder, self.uid, known)
-        for number in range(known, 1 + max(results, default=-1)):
+        results = later_results(self.folder, self.uid, self.known_trials)
+        for number in range(self.known_trials, 1 + max(results, default=-1)):
             trial = next(self.plan, None)
             result = results.get(number)
             if result is not None:
@@ -371,7 +372,7 @@ class OptunaSearcher:
 
     def remaining(self, budget: int) -> int:
         """How many trials may be asked for now: interrupted ones, those that go on, and what the study lacks to `budget` in all."""
-        fresh = self.promotable() + max(0, budget - self.memory.get_n_trials(self.study._study_id))
+        fresh = self.promotable() + max(0, budget - self.known_trials)
         return len(self.again) + (fresh if self.spent < self.seconds else 0)
 
     def size(self, budget: int) -> int:
@@ -401,16 +402,18 @@ class OptunaSearcher:
 
     def sample(self) -> Trial:
         """One configuration from the sampler, seeded by the trial's number."""
-        number = self.memory.get_n_trials(self.study._study_id)
+        number = self.known_trials
         whole = self.spec.pruner.name == "hyperband"  # which shows a sampler the trials of one bracket
         self.study.sampler = make_sampler(self.spec.sampler, self.space, self.seed, number, None if whole else self.history)
         asked = self.study.ask()
+        self.known_trials += 1
         return Trial(asked.number, suggested(asked, self.space, self.varied))
 
     def create(self, trial: Trial) -> None:
         """Put a planned trial into the working copy."""
         varied = {k: v for k, v in trial.params.items() if k in self.varied}
         self.memory.create_new_trial(self.study._study_id, running(varied, {k: self.varied[k] for k in varied}))
+        self.known_trials += 1
 
     def open(self, trial: Trial) -> None:
         """Open a trial for reports, and queue its row for the storage."""
