@@ -109,6 +109,8 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--timeout", type=float, metavar="S", help="begin no trial after S seconds")
 @click.option("--workers", metavar="N", help="worker processes  [default: one for each GPU, or one per core]")
 @click.option("--devices", metavar="D", help="auto, all, cpu, or GPUs by number such as 0,1  [default: auto, every GPU there is]")
+@click.option("--executor", metavar="NAME", help="process, or ray for several machines  [default: process]")
+@click.option("--ray-address", metavar="ADDRESS", help="HOST:PORT of a Ray cluster, or auto  [default: RAY_ADDRESS, else a Ray of its own]")
 @click.option("--name", metavar="NAME", help="name of the study  [default: made of file and sampler]")
 @click.option("--data", metavar="DATA", help="folder, manifest, torchvision data set or module:function  [default: digits]")
 @click.option("--model", metavar="NAME", help="a torchvision classifier such as resnet50, or module:function  [default: glyphnet]")

@@ -39,7 +39,7 @@ from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy,
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from hpsearch.executors.process import ProcessExecutor
+    from hpsearch.executors.worker import Workforce
 
 SAMPLERS, TRIALS = ("random", "tpe", "gp"), 30  # where nothing else is asked for
 UNBOUNDED = 1_000_000  # trials, where the budget is in seconds
@@ -163,7 +163,7 @@ class Course:
         asked: Contest,
         where: Place,
         storage: RDBStorage,
-        executor: ProcessExecutor,
+        executor: Workforce,
         stopped_by: Callable[[], int | None],
         say: Say,
     ) -> None:

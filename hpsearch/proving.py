@@ -19,7 +19,7 @@ from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialEn
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from hpsearch.executors.process import ProcessExecutor
+    from hpsearch.executors.worker import Workforce
 
 JUDGE = "hpsearch.finetune.judge:judge"
 PROOF = "proof.json"  # in the study's folder
@@ -32,7 +32,7 @@ class Prover:
         self,
         storage: RDBStorage,
         name: str,
-        executor: ProcessExecutor,
+        executor: Workforce,
         trackers: Sequence[Tracker],
         facts: Facts | None,
         stopped_by: Callable[[], int | None],

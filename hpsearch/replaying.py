@@ -55,7 +55,7 @@ def replay(where: Place, study: str, trial: str, say: Say = say_nothing) -> Repl
     from hpsearch.executors.worker import KernelRef
     from hpsearch.spec import parse_spec
 
-    spec = parse_spec(stored.spec, f"the study '{stored.name}'").model_copy(update={"workers": 1, "devices": "auto"})
+    spec = parse_spec(stored.spec, f"the study '{stored.name}'").model_copy(update={"workers": 1, "devices": "auto", "executor": "process"})
     layout = session_at(stored.facts, record.started)
     with (
         tempfile.TemporaryDirectory(prefix="hpsearch-replay-") as aside,

@@ -43,6 +43,9 @@ SESSION = (
     "timeout",
     "workers",
     "devices",
+    "executor",
+    "ray_address",
+    "gpus_per_worker",
     "trials_per_device",
     "stall",
     "state_gigabytes",
@@ -251,6 +254,9 @@ class StudySpec(Part):
         "auto", description="auto: every GPU that is visible, or else the CPU; all: the same, an error without one; cpu; or GPUs by number"
     )
     threads: Whole = Field(1, ge=1, le=1024, description="of each worker; small networks are fastest with one")
+    executor: Literal["process", "ray"] = Field("process", description="what carries trials to workers: processes here, or a Ray cluster")
+    ray_address: str | None = Field(None, description="HOST:PORT of a Ray cluster, or auto; without it one is started here")
+    gpus_per_worker: Real | None = Field(None, ge=0, le=64, description="on Ray; 0.5: two workers share a GPU")
     trials_per_device: Whole | Literal["auto"] = Field("auto", description="trials at once in each worker")
     stall: Real = Field(300.0, gt=0, description="seconds without a sign of life after which a worker hangs")
     state_gigabytes: Real = Field(20.0, gt=0, description="of disk for the states of trials that wait at rungs")
@@ -309,6 +315,19 @@ class StudySpec(Part):
         """Refuse two ways of confirming in one study."""
         if self.confirm and self.cv:
             raise ValueError("confirm (fresh seeds) and cv (folds) are two ways to one end: keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def on_ray(self) -> StudySpec:
+        """Refuse settings of Ray without it, and numbers of GPUs that it cannot give."""
+        for key in ("ray_address", "gpus_per_worker"):
+            if self.executor != "ray" and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for executor: ray, and the executor is {self.executor}: add --executor ray, or remove {key}")
+        if self.executor == "ray" and self.devices != "auto":
+            raise ValueError("devices are those of this machine; on Ray say how many each worker takes: gpus_per_worker (0: the CPU)")
+        gpus = self.gpus_per_worker or 0.0
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker is a share of one GPU or a whole number of them, got {gpus:g}")
         return self
 
     @property

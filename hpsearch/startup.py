@@ -20,8 +20,7 @@ from hpsearch.types import Finding, Prepared, Say
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-    from hpsearch.executors.process import ProcessExecutor
-    from hpsearch.executors.worker import KernelRef
+    from hpsearch.executors.worker import KernelRef, Workforce
     from hpsearch.spec import StudySpec
 
 KERNEL = "hpsearch.finetune.family:make"
@@ -44,13 +43,18 @@ def check_models(spec: StudySpec) -> None:
         check_names(model, spec.weights)
 
 
-def begin_workers(spec: StudySpec, name: str, say: Say) -> ProcessExecutor:
+def begin_workers(spec: StudySpec, name: str, say: Say) -> Workforce:
     """An executor whose server loads torch while the caller goes on; FixInput for too many workers, or devices that are not there."""
     from hpsearch.executors.process import ProcessExecutor
 
+    preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
+    if spec.executor == "ray":
+        from hpsearch.executors.ray import RayExecutor
+
+        say(f"Connecting to Ray and opening {name}", 0, 0)
+        return RayExecutor(None, spec.workers, spec.threads, preload, spec.stall, spec.ray_address, spec.gpus_per_worker)
     found = crew(spec.devices, spec.workers, spec.threads)
     say(f"Starting {found.text(spec.threads)} and opening {name}", 0, 0)
-    preload = PRELOAD if spec.models == (EMBEDDED_MODEL,) else (*PRELOAD, "torchvision")
     return ProcessExecutor(None, found, spec.threads, preload, spec.stall)
 
 
@@ -81,7 +85,7 @@ def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
     return stored.facts if stored.spec and choices_of(stored.spec) == spec.models else {}
 
 
-def prepare(executor: ProcessExecutor, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
+def prepare(executor: Workforce, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:
     """Data and weights made ready in a process of their own, findings kept in the study's folder; FixInput for refused data."""
     prepared: Prepared = executor.aside(PREPARE, spec.resolved() | {"folder": str(folder)}, say, stopped_by)
     file = folder / DATA_REPORT
@@ -133,7 +137,7 @@ def kernel_of(spec: StudySpec, prepared: Prepared, folder: Path, crew: Crew) -> 
 
 def kernel_config(resolved: Mapping[str, Any], prepared: Prepared, folder: Path, workers: int) -> dict[str, Any]:
     """What the kernel of a resolved study is built from; `workers` share each device."""
-    found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest}
+    found: dict[str, Any] = {"index": prepared.index, "weights_digest": prepared.weights_digest, "files": prepared.files}
     if prepared.models:
         found |= {"indexes": prepared.indexes, "models": prepared.models, "data_digest": prepared.digest}
     return {**resolved, "folder": str(folder), "workers": workers, **found}

@@ -433,6 +433,7 @@ class Prepared:
     unshared: str = ""  # why what frozen blocks put out cannot be shared by trials, if so
     indexes: Mapping[str, str] = field(default_factory=dict)  # by model, of a study with several; blocks are then those of the deepest
     models: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)  # parameters, blocks, image_size, weights of each
+    files: Mapping[str, str] = field(default_factory=dict)  # by model: its weights, for workers on machines that lack them
 
 
 # ---------------------------------------------------------------- what the orchestrator saw

@@ -4,6 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # it would write a token into the home folder
 for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
 
@@ -53,3 +55,13 @@ def new_store(empty_mlflow):
         return f"sqlite:///{folder}/mlflow.db"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """A Ray of four processors in this process; started when a test first asks for it."""
+    import ray
+
+    ray.init("local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hpsearch import keeping, machine, tracking
 from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.ray import RayExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
 from hpsearch.orchestrator import Orchestrator
@@ -111,12 +112,16 @@ if os.environ.get("SESSION_WITHOUT"):  # read by workers and by the mirror's pro
     MUTANTS[os.environ["SESSION_WITHOUT"]]()
 
 
-def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, **config):
+def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, ray=None, **config):
     os.environ["HPSEARCH_PLACE"] = str(place)
     space = space or {"epochs": epochs}
     spec = parse_spec({"name": "s", "sampler": sampler, "trials": trials, "pruner": "none", "seed": seed, "space": space})
     config |= {"folder": str(place), "ledger": str(place / "ledger")}
-    executor = ProcessExecutor(KernelRef("tests.kernels:curves", config), workers, preload=("tests.kernels",), stall=stall)
+    ref = KernelRef("tests.kernels:curves", config)
+    if ray:
+        executor = RayExecutor(ref, workers, preload=("tests.kernels",), stall=stall, **ray)
+    else:
+        executor = ProcessExecutor(ref, workers, preload=("tests.kernels",), stall=stall)
     with machine.study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
         told = Told(place)
         uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{place}/mlflow.db"

@@ -32,6 +32,7 @@ OWNERS = {
     "filelock": ("hpsearch.search.store", "hpsearch.machine", "hpsearch.finetune.shelf"),
     "pyarrow": ("hpsearch.finetune.manifests",),
     "psutil": ("hpsearch.machine",),
+    "ray": ("hpsearch.executors.ray", "hpsearch.executors.actor", "hpsearch.executors.cluster"),
 }
 TYPES_ONLY = {  # may be named under TYPE_CHECKING
     (f"hpsearch.{name}", "optuna") for name in ("places", "reporting", "proving", "startup", "comparing")
@@ -106,6 +107,7 @@ ONLY = {
         "hpsearch.devices",
         "hpsearch.faults",
         "hpsearch.keeping",
+        "hpsearch.dbfile",
     ),
     "hpsearch.orchestrator": ("hpsearch.types", "hpsearch.protocols", "hpsearch.faults"),
 }

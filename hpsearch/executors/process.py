@@ -20,16 +20,12 @@ from hpsearch import machine
 from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.executors.aside import PREPARING, call, launch
-from hpsearch.executors.worker import KernelRef, Sessions, failures, ready, sessions_of
+from hpsearch.executors.worker import BEAT, BIRTHS, KEEP, STALL, KernelRef, Sessions, failures, ready, sessions_of
 from hpsearch.faults import crash_point
 from hpsearch.machine import ignore_signals, kill_group, shielded
 from hpsearch.protocols import GRACE, Message
 from hpsearch.types import Job, Outcome, Say
 
-BEAT = 1.0  # seconds between signs of life of a worker that trains
-STALL = 300.0  # seconds without one after which a worker hangs
-BIRTHS = 5  # tries to start a worker that is killed before it is ready
-KEEP = "keep"  # to a worker: trials that are stopped from now on are to go on later
 SHARED = ("model", "frozen_layers")  # trials that are equal in these share activations
 
 
@@ -61,13 +57,7 @@ def serve(connection: Connection, ref: KernelRef, worker: int, place: Mapping[st
                 sessions = sessions_of(ref, kernel, worker) if kernel is not None else None
                 while sessions is not None and (sessions.live or not sessions.worn or connection.poll(0)):
                     while connection.poll(0 if sessions.ready else None):
-                        order: Job | tuple[int, frozenset[int]] | str = connection.recv()
-                        if isinstance(order, Job):
-                            sessions.begin(order)
-                        elif isinstance(order, str):
-                            sessions.keep()
-                        else:
-                            sessions.answer(*order)
+                        sessions.obey(connection.recv())
                     for message in sessions.advance():
                         crash_point("before-message")
                         connection.send(message)

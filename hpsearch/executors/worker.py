@@ -7,13 +7,19 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
+from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.faults import crash_point
 from hpsearch.keeping import forget_state, write_result
-from hpsearch.protocols import Kernel, Message
-from hpsearch.types import Job, Outcome, Progress, Status, Trial, TrialRecord, fault_of, sound
+from hpsearch.protocols import Executor, Kernel, Message
+from hpsearch.types import Job, Outcome, Progress, Say, Status, Trial, TrialRecord, fault_of, sound
+
+STALL = 300.0  # seconds without a sign of life after which a worker hangs
+BEAT = 1.0  # seconds between signs of life of a worker that trains
+BIRTHS = 5  # tries to start a worker that is lost before it is ready
+KEEP = "keep"  # to a worker: trials that are stopped from now on are to go on later
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,11 @@ class KernelRef:
         folder: str | None = self.config.get("folder") if isinstance(self.config, Mapping) else None
         return folder
 
+    @property
+    def objective(self) -> str:
+        """The study's."""
+        return str(self.config.get("objective", "val_loss")) if isinstance(self.config, Mapping) else "val_loss"
+
     def build(self) -> Kernel:
         """Import the function and call it."""
         module, _, name = self.target.partition(":")
@@ -36,9 +47,20 @@ class KernelRef:
         return make(self.config)
 
 
+class Workforce(Executor, Protocol):
+    """The executor of a study: its kernel is named once the data is ready, which its `aside` makes it."""
+
+    ref: KernelRef | None  # named before start()
+    crew: Crew  # who shares a device, which decides how much of its memory each may fill
+
+    def aside(self, target: str, config: Mapping[str, Any], say: Say, stopped_by: Callable[[], int | None] = ..., what: str = ...) -> Any:
+        """Call a function in another process of this machine; see `aside.call`."""
+        ...
+
+
 def sessions_of(ref: KernelRef, kernel: Kernel, worker: int) -> Sessions:
     """A worker's sessions; files go where the kernel's configuration says."""
-    return Sessions(kernel, worker, ref.folder, ref.config.get("objective", "val_loss"))
+    return Sessions(kernel, worker, Notes(ref.folder, ref.objective))
 
 
 def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
@@ -91,23 +113,66 @@ class Course:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-class Sessions:
-    """A worker's live sessions, each advanced in its turn; one that has reported progress waits for the verdict.
+class Notes:
+    """What live trials have come to. Their results are written into `folder`, or their own, before anybody is told of them.
 
-    What a trial has come to is written into `folder`, or its own, before it is told; `objective` is the study's.
+    `objective` is the study's.
     """
 
-    def __init__(self, kernel: Kernel, worker: int, folder: str | None, objective: str) -> None:
-        self.kernel, self.worker, self.folder, self.objective = kernel, worker, folder, objective
-        self.keeping = False
+    def __init__(self, folder: str | None, objective: str) -> None:
+        self.folder, self.objective = folder, objective
+        self.keeping = False  # trials that are stopped are to go on later
         self.courses: dict[int, Course] = {}  # by trial
+
+    def begin(self, job: Job) -> None:
+        """A job's trials are live from now on."""
+        self.courses |= {trial.number: Course(trial, time.time()) for trial in job.trials}
+
+    def place(self, trial: Trial) -> str | None:
+        """Where a trial's files go."""
+        return trial.folder or self.folder
+
+    def note(self, item: Progress | Outcome) -> None:
+        """Remember an epoch; keep a result. A trial that was cut off has none, one that was lost is trained again."""
+        course = self.courses[item.trial]
+        if isinstance(item, Progress):
+            course.curve.append(item.row())
+            return
+        del self.courses[item.trial]
+        trial, folder = course.trial, self.place(course.trial)
+        cut_off = self.keeping and item.status is Status.PRUNED
+        if folder is None or cut_off or item.lost:
+            return
+        record = TrialRecord.of(trial, sound(item, self.objective), course.started, time.time(), course.curve, self.objective)
+        if item.status is Status.PRUNED and item.state is not None:
+            record = replace(record, status=Status.PAUSED)
+        write_result(folder, record, trial.study)
+        if item.state is None:
+            forget_state(folder, trial.name)
+        crash_point("result-kept")
+
+
+class Sessions:
+    """A worker's live sessions, each advanced in its turn; one that has reported progress waits for the verdict."""
+
+    def __init__(self, kernel: Kernel, worker: int, notes: Notes) -> None:
+        self.kernel, self.worker, self.notes = kernel, worker, notes
         self.live: dict[int, Generator[Message, frozenset[int], None]] = {}  # by job
         self.ready: dict[int, frozenset[int] | None] = {}  # by job: the verdict to go on with; None to begin
         self.worn = ""  # why no more jobs are taken
 
+    def obey(self, order: Job | tuple[int, frozenset[int]] | str) -> None:
+        """Do what the orchestrator sent: a job, a verdict on one, or KEEP."""
+        if isinstance(order, Job):
+            self.begin(order)
+        elif isinstance(order, str):
+            self.keep()
+        else:
+            self.answer(*order)
+
     def begin(self, job: Job) -> None:
         """Open a job's session."""
-        self.courses |= {trial.number: Course(trial, time.time()) for trial in job.trials}
+        self.notes.begin(job)
         self.live[job.id] = drive(self.kernel, job, self.worker)
         self.ready[job.id] = None
 
@@ -117,13 +182,13 @@ class Sessions:
 
     def keep(self) -> None:
         """Trials that are stopped from now on are to go on later."""
-        self.keeping = True
+        self.notes.keeping = True
         self.kernel.keep()
 
     def rescue(self) -> None:
         """Nobody listens any more: bring every trial to the end of its epoch, where it leaves its state."""
         self.keep()
-        everybody = frozenset(self.courses)
+        everybody = frozenset(self.notes.courses)
         for job in self.live:
             if job not in self.ready:
                 self.answer(job, everybody)
@@ -147,28 +212,9 @@ class Sessions:
                 self.worn = self.worn or self.kernel.worn()
                 message = replace(message, worn=self.worn)
             for item in message.step:
-                self.note(item)
+                self.notes.note(item)
             if message.step or message.done:
                 yield message
-
-    def note(self, item: Progress | Outcome) -> None:
-        """Remember an epoch; keep a result. A trial that was cut off has none, one that was lost is trained again."""
-        course = self.courses[item.trial]
-        if isinstance(item, Progress):
-            course.curve.append(item.row())
-            return
-        del self.courses[item.trial]
-        trial, folder = course.trial, course.trial.folder or self.folder
-        cut_off = self.keeping and item.status is Status.PRUNED
-        if folder is None or cut_off or item.lost:
-            return
-        record = TrialRecord.of(trial, sound(item, self.objective), course.started, time.time(), course.curve, self.objective)
-        if item.status is Status.PRUNED and item.state is not None:
-            record = replace(record, status=Status.PAUSED)
-        write_result(folder, record, trial.study)
-        if item.state is None:
-            forget_state(folder, trial.name)
-        crash_point("result-kept")
 
 
 def failures(trials: set[int], reason: str, lost: bool = False) -> tuple[Outcome, ...]:

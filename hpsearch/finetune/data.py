@@ -108,6 +108,21 @@ def save_index(
     os.replace(aside, path)
 
 
+def moved(path: Path, images: Path) -> None:
+    """Let an index say that its images are in another file."""
+    with np.load(path, allow_pickle=False) as index:
+        arrays = dict(index) | {"images": np.array(str(images))}
+    aside = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(aside, **arrays)
+    os.replace(aside, path)
+
+
+def images_of(path: Path) -> str:
+    """The file that an index says its images are in."""
+    with np.load(path, allow_pickle=False) as index:
+        return str(index["images"])
+
+
 def names_in(path: Path, split: str) -> list[str]:
     """What the images of a split are called, in its order; empty where the index does not say."""
     with np.load(path, allow_pickle=False) as index:

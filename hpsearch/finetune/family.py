@@ -12,6 +12,7 @@ from hpsearch.finetune.context import DeviceContext
 from hpsearch.finetune.features import Features
 from hpsearch.finetune.kernel import FineTuneKernel, Shared, context_of
 from hpsearch.finetune.names import choices_of
+from hpsearch.finetune.parcel import unpacked
 from hpsearch.protocols import Session
 from hpsearch.types import Facts, Job, Outcome, Status, Trial
 
@@ -147,5 +148,5 @@ def forget(features: Features) -> None:
 
 
 def make(config: Mapping[str, Any]) -> Family:
-    """Entry point for executors."""
-    return Family(config)
+    """Entry point for executors; with `fetch`, one whose machine may lack the study's files: see `parcel`."""
+    return Family(unpacked(config))

@@ -71,7 +71,8 @@ class FineTuneKernel:
 
     Keys: those of a resolved study, and index and weights_digest (from `prepare`), folder (for checkpoints), device, threads,
     workers, memory [bytes], graphs (False: steps on CUDA are not captured), fold ([i, n]: trains and validates on fold i of n),
-    provenance (told among the facts as it is).
+    provenance (told among the facts as it is), weights_here (files by model, on a machine that lacks those of
+    `weights`; `parcel` fetches them).
     Kernels may share a `context`: then each has a `key` of its own there, and slots that are numbered from `first`.
     """
 
@@ -100,7 +101,8 @@ class FineTuneKernel:
         if cfg.get("fold"):
             i, n = cfg["fold"]
             data = datasets.fold(data, i, n, self.seed)
-        built = models.build(cfg["model"], len(data.classes), cfg["weights"], seed_for(self.seed, 0, "head"), cfg["preprocess"])
+        weights = cfg.get("weights_here", {}).get(cfg["model"], cfg["weights"])
+        built = models.build(cfg["model"], len(data.classes), weights, seed_for(self.seed, 0, "head"), cfg["preprocess"])
         # channels_last: training a little, evaluation up to 1.7 times faster on this CPU (studies/LOG.md); GPUs want it too.
         model = built.model.to(device).to(memory_format=torch.channels_last)
         initial = {k: v.to(device) for k, v in built.initial.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Built:
     initial: dict[str, Tensor]  # copy of model.net.state_dict()
     preprocessing: Preprocessing
     matched: WeightsReport
+    file: Path | None = None  # where the weights were read from
 
 
 def silent(message: str) -> None:
@@ -72,7 +74,7 @@ def build(
         else:
             matched = pretrained.without_file(name, weights)
     model.freeze(0)
-    return Built(model, {key: value.clone() for key, value in model.net.state_dict().items()}, expects, matched)
+    return Built(model, {key: value.clone() for key, value in model.net.state_dict().items()}, expects, matched, path)
 
 
 def known_model(name: str, net: nn.Module, classes: int) -> FineTuneModel:

@@ -23,6 +23,7 @@ from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.names import choices_of
 from hpsearch.finetune.neighbours import Copies, Votes, find_copies, vote
 from hpsearch.finetune.pixels import cache_folder, decode_all
+from hpsearch.finetune.pretrained import GLYPHNET_FILE
 from hpsearch.finetune.sources import open_source
 from hpsearch.machine import usable_cores
 from hpsearch.seeds import seed_for
@@ -102,7 +103,8 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
     index, digest = ("", "") if problem else indexed(config, datasets.index_name(name, len(names)), loaded, copies, parts)
     if built is None:
         return Prepared(0, report, index, digest, "")
-    first = Prepared(len(built.model.blocks), report, index, digest, built.matched.text(), weights, built.model.reason)
+    blocks, reason = len(built.model.blocks), built.model.reason
+    first = Prepared(blocks, report, index, digest, built.matched.text(), weights, reason, files=files(built, name))
     if len(names) < 2 or report.refused:
         return first
     each = {names[0]: replace(first, models={names[0]: described(built)})}
@@ -164,7 +166,13 @@ def another(
         return Prepared(0, report, index, digest, "")
     weights = digest_tensors(built.initial)
     blocks, reason = len(built.model.blocks), built.model.reason
-    return Prepared(blocks, report, index, digest, built.matched.text(), weights, reason, models={name: described(built)})
+    models_too, file = {name: described(built)}, files(built, name)
+    return Prepared(blocks, report, index, digest, built.matched.text(), weights, reason, models=models_too, files=file)
+
+
+def files(built: models.Built, name: str) -> dict[str, str]:
+    """Where a model's weights were read from; those that come with hpsearch are everywhere."""
+    return {} if built.file in (None, GLYPHNET_FILE) else {name: str(built.file)}
 
 
 def described(built: models.Built) -> dict[str, Value]:
@@ -188,6 +196,7 @@ def together(each: Mapping[str, Prepared]) -> Prepared:
         unshared="; ".join(f"{name}: {one.unshared}" for name, one in each.items() if one.unshared),
         indexes={name: one.index for name, one in each.items()},
         models={name: about for one in each.values() for name, about in one.models.items()},
+        files={name: file for one in each.values() for name, file in one.files.items()},
     )
 
 

@@ -24,6 +24,7 @@ from hpsearch.finetune.sources import cache_folder
 
 LAYOUT = 1  # of an entry; entries of another are left alone
 DIGEST = 16  # characters
+FILES = ("images.u8", "thumbnails.u8", "digests.s16", "statistics.f4", "special.u1", "entry.json")  # of an entry
 SPARE = 16 * 2**20  # bytes to leave free on the disk
 BATCH = 4096  # thumbnails
 

@@ -9,20 +9,37 @@ import pytest
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.ray import RayExecutor
 from hpsearch.executors.reuse import Memo, Reusing
 from hpsearch.executors.worker import KernelRef
 from hpsearch.types import Job, Outcome, Progress, Status, Trial
+from tests import waiting as wait
 from tests.kernels import PARAMS
 
 
 def make(kind, config=None, workers=2):
     ref = KernelRef("tests.kernels:curves", config or {})
-    executor = ProcessExecutor(ref, workers) if "process" in kind else InlineExecutor(ref)
+    makers = {
+        "inline": lambda: InlineExecutor(ref),
+        "process": lambda: ProcessExecutor(ref, workers),
+        "ray": lambda: RayExecutor(ref, workers),
+    }
+    executor = makers[kind.split()[-1]]()
     return Reusing(executor, Memo()) if "reusing" in kind else executor
 
 
-@pytest.fixture(params=["inline", "process", "reusing inline", "reusing process"])
+@pytest.fixture(params=["inline", "process", "ray", "reusing inline", "reusing process"])
 def kind(request):
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
+    return request.param
+
+
+@pytest.fixture(params=["process", "ray"])
+def elsewhere(request):
+    """Executors whose workers can die alone."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
     return request.param
 
 
@@ -117,26 +134,26 @@ def test_a_kernel_that_refuses_its_configuration_says_so_in_its_own_words(kind):
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("kill", "signal 9"), ("exit", "exit code 7")])
-def test_a_worker_that_dies_fails_its_trial_and_is_replaced(fault, reason):
-    executor = make("process", {"faults": {0: fault}})
+def test_a_worker_that_dies_fails_its_trial_and_is_replaced(elsewhere, fault, reason):
+    executor = make(elsewhere, {"faults": {0: fault}})
     try:
         started(executor)
         outcomes = run(executor, [Trial(n, PARAMS) for n in range(4)])
-        assert outcomes[0].status is Status.FAILED
-        assert reason in outcomes[0].error
+        assert (outcomes[0].status, outcomes[0].lost) == (Status.FAILED, True)
+        assert (reason if elsewhere == "process" else "died") in outcomes[0].error
         assert [outcomes[n].status for n in (1, 2, 3)] == [Status.COMPLETE] * 3
         until(executor, lambda _: executor.free() == 2)
     finally:
         executor.close()
 
 
-def test_a_worker_that_dies_before_it_is_ready_ends_the_study_instead_of_being_replaced_for_ever():
-    executor = ProcessExecutor(KernelRef("os:_exit", 3), 1)  # type: ignore[arg-type]
+def test_a_worker_that_dies_before_it_is_ready_ends_the_study_instead_of_being_replaced_for_ever(elsewhere):
+    executor = {"process": ProcessExecutor, "ray": RayExecutor}[elsewhere](KernelRef("os:_exit", 3), 1)  # type: ignore[arg-type]
     try:
         executor.start()
         (message, *_) = until(executor, bool)
         assert isinstance(message.error, FixSetup)
-        assert "exit code 3" in str(message.error)
+        assert ("exit code 3" if elsewhere == "process" else "before it was ready, 5 times") in str(message.error)
     finally:
         executor.close()
 
@@ -150,10 +167,30 @@ def test_close_ends_workers_that_hang():
     assert all(process.exitcode is not None for process in processes)
 
 
-def test_inline_and_process_give_the_same_outcomes():
+def test_close_frees_the_places_of_actors_that_hang(ray_here):
+    import ray
+
+    executor = make("ray", {"faults": {0: "hang"}})
+    started(executor)
+    executor.submit(Job(0, (Trial(0, PARAMS),)))
+    executor.close()
+    wait.until(lambda: ray.available_resources().get("CPU") == 4.0, 30)
+
+
+def test_an_actor_that_hangs_is_ended_and_its_trial_lost(ray_here):
+    ref = KernelRef("tests.kernels:curves", {"faults": {0: "hang"}})
+    with closing(RayExecutor(ref, 1, stall=2.0)) as executor:
+        started(executor)
+        outcomes = run(executor, [Trial(0, PARAMS), Trial(1, PARAMS)])
+    assert (outcomes[0].status, outcomes[0].lost) == (Status.FAILED, True)
+    assert "made no progress for 2 s" in outcomes[0].error
+    assert outcomes[1].status is Status.COMPLETE
+
+
+def test_every_executor_gives_the_same_outcomes(ray_here):
     trials = [Trial(n, {**PARAMS, "learning_rate": 10**-n, "epochs": 2 + n}) for n in range(1, 5)]
     found = {}
-    for kind in ("inline", "process"):
+    for kind in ("inline", "process", "ray"):
         executor = make(kind)
         try:
             started(executor)
@@ -161,7 +198,7 @@ def test_inline_and_process_give_the_same_outcomes():
             found[kind] = {n: (o.status, o.val_loss, o.epoch) for n, o in outcomes.items()}
         finally:
             executor.close()
-    assert found["inline"] == found["process"]
+    assert found["inline"] == found["process"] == found["ray"]
 
 
 def items(messages, kind):
@@ -184,21 +221,21 @@ def test_a_worker_takes_as_many_jobs_as_it_has_slots_and_runs_them_by_turns(kind
         assert executor.free() == 3
 
 
-def test_all_trials_of_a_worker_that_dies_fail_and_it_is_replaced():
-    with closing(make("process", {"slots": 2, "sleep": 0.02, "faults": {0: "kill"}}, workers=1)) as executor:
+def test_all_trials_of_a_worker_that_dies_fail_and_it_is_replaced(elsewhere):
+    with closing(make(elsewhere, {"slots": 2, "sleep": 0.02, "faults": {0: "kill"}}, workers=1)) as executor:
         started(executor)
         for number in range(2):
             executor.submit(Job(number, (Trial(number, PARAMS),)))
         seen = until(executor, lambda ms: sum(m.done for m in ms) == 2)
         outcomes = items(seen, Outcome)
         assert {o.trial: o.status for o in outcomes} == {0: Status.FAILED, 1: Status.FAILED}
-        assert all("killed by signal 9" in o.error for o in outcomes)
+        assert all(("killed by signal 9" if elsewhere == "process" else "died") in o.error for o in outcomes)
         facts(seen) or until(executor, facts)
         assert executor.free() == 2
 
 
-def test_a_worn_worker_is_replaced_after_its_job_and_no_trial_is_lost():
-    with closing(make("process", {"worn": "memory not given back"}, workers=1)) as executor:
+def test_a_worn_worker_is_replaced_after_its_job_and_no_trial_is_lost(elsewhere):
+    with closing(make(elsewhere, {"worn": "memory not given back"}, workers=1)) as executor:
         seen, pids = started(executor), []
         for number in range(3):
             pids.append((facts(seen) or facts(until(executor, facts)))[-1].values["pid"])
