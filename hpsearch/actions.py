@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
-from hpsearch.machine import listenable, stop_signals, study_lock
+from hpsearch.machine import listenable, stop_signals
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
@@ -28,8 +28,8 @@ from hpsearch.startup import (
     begin_workers,
     check_models,
     facts_of,
+    hold,
     kernel_of,
-    lock_folders,
     prepare,
     same_inputs,
 )
@@ -86,7 +86,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     executor = begin_workers(spec, name, say)  # torch loads while Optuna does
     from hpsearch.search.store import open_existing, open_storage
 
-    with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as stopped_by:
+    with hold(folder, where.storage, name) as lease, stop_signals() as stopped_by:
         mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
         trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
         try:
@@ -104,6 +104,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 prepared = None if "blocks" in known else prepare(executor, spec, folder, say, stopped_by)
                 storage = storage or open_storage(where.storage, create=True)  # not for a study whose data is refused
                 stack.callback(storage.engine.dispose)
+                lease.guard(storage)
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
                 await_workers(folder, say)
@@ -115,6 +116,11 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                     if prepared is not None:
                         same_inputs(name, known, prepared)
                         executor.ref = kernel_of(spec, prepared, folder, executor.crew)
+
+                    def stop() -> str | None:
+                        lease.check()
+                        return "interrupted" if stopped_by() else None
+
                     loop = Orchestrator(
                         searcher,
                         executor,
@@ -122,7 +128,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         budget=spec.trials,
                         timeout=spec.timeout,
                         ahead=ask_ahead(spec.sampler, executor.workers),
-                        stop=lambda: "interrupted" if stopped_by() else None,
+                        stop=stop,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
                 if proving and executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):

@@ -17,7 +17,7 @@ from hpsearch.actions import behind, ending
 from hpsearch.compared import Compared, conclude, told, write_values
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
-from hpsearch.machine import stop_signals, study_lock
+from hpsearch.machine import stop_signals
 from hpsearch.names import check_name
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
@@ -29,8 +29,8 @@ from hpsearch.startup import (
     begin_workers,
     check_models,
     facts_of,
+    hold,
     kernel_of,
-    lock_folders,
     prepare,
     same_inputs,
 )
@@ -117,7 +117,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
     for spec in asked.specs:
         preflight(spec.sampler)
     mlflow: tracking.MlflowTracker | None = None
-    with study_lock(lock_folders(folder, where.storage, asked.name), asked.name), stop_signals() as stopped_by:
+    with hold(folder, where.storage, asked.name) as lease, stop_signals() as stopped_by:
         try:
             with ExitStack() as stack:
                 stack.enter_context(closing(executor))
@@ -128,6 +128,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                 prepared = None if known else prepare(executor, asked.studies()[0], folder, say, stopped_by)
                 storage = storage or open_storage(where.storage, create=True)  # not for studies whose data is refused
                 stack.callback(storage.engine.dispose)
+                lease.guard(storage)
                 course = Course(asked, where, storage, executor, stopped_by, say)
                 reason = ""
                 if course.begin(known, prepared, listeners):
@@ -261,9 +262,15 @@ class Course:
         from hpsearch.search.searcher import OptunaSearcher
 
         name, folder = spec.study_name(), self.where.runs(spec.study_name())
-        with study_lock(lock_folders(folder, self.where.storage, name), name):
+        with hold(folder, self.where.storage, name) as lease:
+            lease.guard(self.storage)
             shutil.copyfile(self.folder / DATA_REPORT, folder / DATA_REPORT)
             begin = initial(spec, self.asked.initial)
+
+            def stop() -> str | None:
+                lease.check()
+                return "interrupted" if self.stopped_by() else None
+
             with closing(OptunaSearcher(spec, self.storage, begin, self.asked.seconds, folder)) as searcher:
                 reusing = Reusing(self.executor, self.memo, str(folder), spec.pruner.name == "halving")
                 loop = Orchestrator(
@@ -272,7 +279,7 @@ class Course:
                     trackers,
                     budget=searcher.size(spec.trials),
                     ahead=ask_ahead(spec.sampler, reusing.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
-                    stop=lambda: "interrupted" if self.stopped_by() else None,
+                    stop=stop,
                     facts=self.facts,
                 )
                 reason = loop.run(name, spec.resolved(), experiment=self.asked.name)

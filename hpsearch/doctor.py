@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from hpsearch import leftovers, tracking
 from hpsearch.dbfile import damage, mounted
@@ -24,6 +24,9 @@ from hpsearch.machine import kill_group, study_lock, survivors, total_memory, us
 from hpsearch.places import Place, comparison_of
 from hpsearch.startup import lock_folders
 from hpsearch.types import Say, Status, StoredStudy, say_nothing
+
+if TYPE_CHECKING:
+    from hpsearch.search.lease import Lease
 
 BUSY_SECONDS = 5.0  # that a locked database is waited for
 LOW_SPACE = 1e9  # bytes; below it a study may come to a halt
@@ -51,6 +54,7 @@ class Clinic:
     where: Place
     fix: bool
     studies: dict[str, StoredStudy] = field(default_factory=dict)  # by name, those of the storage; none while it cannot be read
+    leases: dict[str, str] = field(default_factory=dict)  # of a database server: who holds which study or comparison
 
     def folders(self, study: str) -> list[Path]:
         """Where the study's lock and files may be: its folder here, and the one beside its storage."""
@@ -58,8 +62,10 @@ class Clinic:
 
     def running(self, stored: StoredStudy) -> bool:
         """Whether a process runs the study, or the comparison that it belongs to."""
-        names = filter(None, (stored.name, comparison_of(stored)))
-        return any(leftovers.locked(folder) for name in names for folder in self.folders(name))
+        names = [name for name in (stored.name, comparison_of(stored)) if name]
+        return any(name in self.leases for name in names) or any(
+            leftovers.locked(folder) for name in names for folder in self.folders(name)
+        )
 
     def idle(self) -> list[StoredStudy]:
         """The studies that nobody runs."""
@@ -191,6 +197,7 @@ def place_finding(name: str, folder: Path, remedy: str) -> Finding:
 def storage(clinic: Clinic) -> Iterator[Finding]:
     """Whether the storage is there, whole, and can be read."""
     from hpsearch.search.catalog import read_study, study_names
+    from hpsearch.search.lease import holders
     from hpsearch.search.store import REMEDY, opened, shown, sqlite_path
 
     url = clinic.where.storage
@@ -204,6 +211,7 @@ def storage(clinic: Clinic) -> Iterator[Finding]:
     try:
         with opened(url) as store:
             clinic.studies = {name: read_study(store, name) for name in study_names(store)}
+            clinic.leases = {name: holder.who for name, holder in holders(store).items()} if path is None else {}
     except FixSetup as error:
         yield Finding("storage", "problem", str(error))
         return
@@ -238,29 +246,26 @@ def mlflow(clinic: Clinic) -> Iterator[Finding]:
 def running_trials(clinic: Clinic) -> Iterator[Finding]:
     """Studies that are run, and trials that claim to run and do not."""
     from hpsearch.search.checkup import put_back
-    from hpsearch.search.store import open_storage, sqlite_path
+    from hpsearch.search.store import open_storage
 
-    local = sqlite_path(clinic.where.storage) is not None
-    mend = clinic.fix and local
     for name, stored in clinic.studies.items():
         if clinic.running(stored):
-            yield Finding("studies", "ok", f"'{name}' is being run")
+            yield Finding("studies", "ok", f"'{name}' is being run" + (f" by {clinic.leases[name]}" if name in clinic.leases else ""))
             continue
         found = [record.number for record in stored.records if record.status is Status.RUNNING]
         if not found:
             continue
-        if mend:
+        if clinic.fix:
             store = open_storage(clinic.where.storage, create=True)  # for writing, as a session opens it
             try:
-                with held(clinic, name):
+                with held(clinic, name) as lease:
+                    lease.guard(store)
                     put_back(store, name)
             finally:
                 store.engine.dispose()
         claim = f"trial {found[0]} claims" if len(found) == 1 else f"trials {', '.join(map(str, found[:10]))} claim"
         text = f"'{name}' was cut off: {claim} to run; its next session takes up what was cut off"
-        yield Finding(
-            "studies", "warning", text, "--fix marks it as waiting" if local else "unless another machine runs it, run it again", mend
-        )
+        yield Finding("studies", "warning", text, "--fix marks it as waiting", clinic.fix)
 
 
 def workers(clinic: Clinic) -> Iterator[Finding]:
@@ -319,10 +324,13 @@ def removal(text: str, paths: list[Path], fix: bool) -> Finding:
 
 
 @contextmanager
-def held(clinic: Clinic, study: str) -> Iterator[None]:
+def held(clinic: Clinic, study: str) -> Iterator[Lease]:
     """Hold a study while it is repaired; WaitOrStop when somebody runs it."""
-    with study_lock([folder for folder in clinic.folders(study) if folder.is_dir()], study):
-        yield
+    from hpsearch.search.lease import leased
+
+    folders = [folder for folder in clinic.folders(study) if folder.is_dir()]
+    with study_lock(folders, study), leased(clinic.where.storage, study) as lease:
+        yield lease
 
 
 def names(paths: list[Path]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hpsearch.faults import crash_point
 from hpsearch.machine import pulse
-from hpsearch.types import Outcome, Setup, Status, Trial, TrialRecord
+from hpsearch.types import Outcome, Setup, Status, Trial, TrialRecord, point_key
 
 RESULTS = "results"  # folder of one file a trial, in the study's
 STUDY = "study.json"  # what the trials belong to, there too
@@ -132,7 +132,8 @@ def outcome_of(record: TrialRecord) -> Outcome:
 def left_by(trial: Trial, folder: Path | str | None) -> Outcome | None:
     """What a trial came to whose worker died before it could tell."""
     result = read_result(trial.folder or folder, trial.name, trial.study)
-    return outcome_of(result) if result is not None and result.number == trial.number else None
+    same = result is not None and (result.number, point_key(result.params)) == (trial.number, point_key(trial.params))
+    return outcome_of(result) if result is not None and same else None
 
 
 def resumed(trial: Trial, folder: Path | str | None) -> str | None:

@@ -73,6 +73,24 @@ def total_memory() -> int:
     return total
 
 
+def system_id() -> str:
+    """Where numbers of processes mean the same: host, boot, container."""
+    parts = [os.uname().nodename]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def born(process: int) -> float:
+    """When a process of this system began: something that no later one of its number has; 0 when there is none, or it has ended."""
+    with suppress(OSError, IndexError, ValueError):  # in ticks since the boot, which no clock that is set changes
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return 0.0 if state == "Z" else float(fields[18])
+    with suppress(psutil.Error):
+        return psutil.Process(process).create_time()
+    return 0.0
+
+
 def listenable(host: str, port: int) -> int:
     """The port itself, or a free one for 0; FixInput for an address that is none of this machine's, FixSetup for a port in use."""
     try:

@@ -64,6 +64,7 @@ class Orchestrator:
         self.interrupted: set[int] = set()
         self.trials: dict[int, Trial] = {}  # as handed out last
         self.held = ""  # what holds the study up
+        self.away = ""  # why the storage is behind
         self.noticed = ""  # what a worker said last
         self.exhausted = False
         self.facts, self.tidy = facts, tidy
@@ -122,6 +123,9 @@ class Orchestrator:
         before, self.held = self.held, self.searcher.held()
         if bool(self.held) != bool(before):
             self.record(Notice(self.held or "The storage can be written again: the study goes on"))
+        before, self.away = self.away, self.searcher.away()
+        if bool(self.away) != bool(before):
+            self.record(Notice(self.away or "The storage answers again, and catches up"))
         return bool(self.held)
 
     def pending(self) -> bool:

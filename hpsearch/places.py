@@ -36,12 +36,14 @@ class Place:
 
 def place(folder: Path, storage: str | None = None, tracking_uri: str | None = None, track: bool = True) -> Place:
     """Resolve where things are; raises FixInput or FixSetup."""
-    from hpsearch.search.store import sqlite_path, storage_url
+    from hpsearch.search.store import same_database, sqlite_path, storage_url
 
     url = storage_url(storage or os.environ.get("OPTUNA_STORAGE"), folder)
     uri = tracking.tracking_uri(tracking_uri, folder) if track else None
     if uri is not None and (file := sqlite_path(url)) is not None and uri == f"sqlite:///{os.path.realpath(file)}":
         raise FixSetup(f"storage and tracking name the same file {file}; Optuna and MLflow refuse to share one")
+    if uri is not None and same_database(url, uri):
+        raise FixSetup("storage and tracking name the same database; Optuna and MLflow refuse to share one: make another one for either")
     return Place(folder, url, uri)
 
 

@@ -135,6 +135,10 @@ class Searcher(Protocol):
         """Why no trial should be asked for now, for a person to read; "" where nothing holds the study up."""
         ...
 
+    def away(self) -> str:
+        """What a person should know of a storage that does not answer, while training goes on; "" when it does."""
+        ...
+
     def promotable(self) -> int:
         """How many trials that wait at a rung may go on now."""
         ...

@@ -12,9 +12,8 @@ from hpsearch import tracking
 from hpsearch.actions import ending
 from hpsearch.compared import conclude, members, told
 from hpsearch.errors import FixInput, FixSetup
-from hpsearch.machine import study_lock
 from hpsearch.places import Place, comparison_of, read, show
-from hpsearch.startup import lock_folders
+from hpsearch.startup import hold
 from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for stored in studies:
-            locks.enter_context(study_lock(lock_folders(where.runs(stored.name), where.storage, stored.name), stored.name))
+            locks.enter_context(hold(where.runs(stored.name), where.storage, stored.name))
         say(f"Bringing {title} into MLflow", 0, 0)
         mirror = tracking.MlflowTracker(where.tracking, folder)
         try:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from hpsearch.errors import FixInput, NotFound
 from hpsearch.keeping import STUDY
-from hpsearch.machine import study_lock
 from hpsearch.places import Place
-from hpsearch.startup import lock_folders
+from hpsearch.startup import hold
 from hpsearch.types import Say, say_nothing
 
 
@@ -48,7 +47,8 @@ def rebuild(where: Place, name: str | None, say: Say = say_nothing) -> list[Rebu
         done = []
         for folder, found in missing.items():
             say(f"Reading the results in {folder.name}", 0, 0)
-            with study_lock(lock_folders(folder, where.storage, folder.name), folder.name):
+            with hold(folder, where.storage, folder.name) as lease:
+                lease.guard(storage)
                 done.append(Rebuilt(*rebuild_study(storage, folder, found)))
         return done
     finally:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.devices import Crew, crew
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound
-from hpsearch.machine import outlive, survivors
+from hpsearch.machine import outlive, study_lock, survivors
 from hpsearch.protocols import GRACE
 from hpsearch.provenance import commit, versions
 from hpsearch.spec import EMBEDDED_DATA, EMBEDDED_MODEL
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from hpsearch.executors.worker import KernelRef, Workforce
+    from hpsearch.search.lease import Lease
     from hpsearch.spec import StudySpec
 
 KERNEL = "hpsearch.finetune.family:make"
@@ -71,6 +73,18 @@ def lock_folders(folder: Path, url: str, name: str) -> list[Path]:
 
     file = check_storage(url, create=True)
     return [folder, *([file.parent / "hpsearch-runs" / name] if file else [])]
+
+
+@contextmanager
+def hold(folder: Path, url: str, name: str) -> Iterator[Lease]:
+    """Hold a study: by the locks of its folders, and on a database server by its lease, which its storage is then to be guarded with.
+
+    Raises WaitOrStop, which says who runs it, and FixInput or FixSetup for a storage that cannot be used.
+    """
+    from hpsearch.search.lease import leased
+
+    with study_lock(lock_folders(folder, url, name), name), leased(url, name) as lease:
+        yield lease
 
 
 def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:

@@ -65,3 +65,17 @@ def ray_here():
     ray.init("local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for all tests that need one."""
+    from tests.postgres import MISSING, Postgres, binaries
+
+    if binaries() is None:
+        pytest.skip(MISSING)
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.close()

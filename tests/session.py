@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.ray import RayExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
+from hpsearch.errors import WaitOrStop
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import GRACE
+from hpsearch.search import lease, rows, server, store
 from hpsearch.search import searcher as searching
-from hpsearch.search import store
 from hpsearch.spec import parse_spec
-from hpsearch.types import EpochDone, StudyEnded, TrackingBehind, TrialAgain, best_record
+from hpsearch.types import EpochDone, Notice, StudyEnded, TrackingBehind, TrialAgain, best_record
 
 
 class Told:
@@ -38,6 +40,8 @@ class Told:
             print(f"tracking behind by {event.points}", flush=True)
         if isinstance(event, TrialAgain):
             print(event.reason, flush=True)
+        if isinstance(event, Notice):
+            print(event.text, flush=True)
 
     def close(self):
         pass
@@ -62,6 +66,22 @@ def without_waiting():
 def without_lock():
     """Two orchestrators may run one study."""
     machine.study_lock = lambda folders, name: contextlib.nullcontext()
+
+
+def without_lease():
+    """Two hosts may run one study of a database server."""
+    lease.leased = lambda url, name: contextlib.nullcontext(lease.Lease())
+
+
+def without_fence():
+    """Whoever held the study writes on after it was taken over."""
+    lease.ServerLease.verify = lambda self, db: None
+    lease.ServerLease.check = lambda self: None
+
+
+def without_lookup():
+    """A trial whose row may be there is entered again without a look."""
+    rows.find = lambda db, study_id, trial: None
 
 
 def without_requeue():
@@ -112,25 +132,66 @@ if os.environ.get("SESSION_WITHOUT"):  # read by workers and by the mirror's pro
     MUTANTS[os.environ["SESSION_WITHOUT"]]()
 
 
-def main(place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, ray=None, **config):
+FENCED = 75  # exit code of a session whose study was taken over
+PACE = (3.0, 0.5, 2)  # of a lease: its length, its beat, and how long a transaction may be idle; as it comes, a takeover takes 30 s
+
+
+def held(stack, url, host):
+    """The lease; `host` plays another machine than it is, and waits until the study is free."""
+    if host:
+        lease.system_id = lambda: host
+        lease.SECONDS, lease.BEAT, server.IDLE = PACE
+    while True:
+        try:
+            return stack.enter_context(lease.leased(url, "s"))
+        except WaitOrStop:
+            if not host:
+                raise
+            time.sleep(0.3)
+
+
+def main(place, **asked):
+    """A session; what it prints of a study that was taken over is for a person."""
+    try:
+        return session(place, **asked)
+    except WaitOrStop as error:
+        print(error, flush=True)
+        return FENCED
+
+
+def session(
+    place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, storage=None, host="", ray=None, **config
+):
     os.environ["HPSEARCH_PLACE"] = str(place)
+    url = storage or f"sqlite:///{place}/hpsearch.db"
     space = space or {"epochs": epochs}
     spec = parse_spec({"name": "s", "sampler": sampler, "trials": trials, "pruner": "none", "seed": seed, "space": space})
-    config |= {"folder": str(place), "ledger": str(place / "ledger")}
+    config = {"folder": str(place), "ledger": str(place / "ledger")} | config
     ref = KernelRef("tests.kernels:curves", config)
     if ray:
         executor = RayExecutor(ref, workers, preload=("tests.kernels",), stall=stall, **ray)
     else:
         executor = ProcessExecutor(ref, workers, preload=("tests.kernels",), stall=stall)
-    with machine.study_lock([place], "s"), stop_signals() as stopped_by, closing(executor):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(machine.study_lock([place], "s"))
+        mine = held(stack, url, host)
+        stopped_by = stack.enter_context(stop_signals())
+        stack.enter_context(closing(executor))
         told = Told(place)
         uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{place}/mlflow.db"
         mirror = tracking.MlflowTracker(uri, place, [told]) if mlflow else None
         trackers = [told, *([mirror] if mirror else [])]
-        storage = store.open_storage(f"sqlite:///{place}/hpsearch.db", create=True)
+        stack.push(lambda kind, *_: mirror.abandon() if mirror and kind else None)
+        storage = store.open_storage(url, create=True)
+        mine.guard(storage)
         machine.outlive(place, GRACE)
         with closing(searching.OptunaSearcher(spec, storage, folder=place)) as searcher:
-            loop = Orchestrator(searcher, executor, trackers, budget=trials, stop=lambda: "interrupted" if stopped_by() else None)
+
+            def stop():
+                mine.check()
+                return "interrupted" if stopped_by() else None
+
+            loop = Orchestrator(searcher, executor, trackers, budget=trials, stop=stop)
             reason = loop.run("s", spec.resolved())
             records = tuple(searcher.records())
         if mirror:

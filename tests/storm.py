@@ -36,7 +36,7 @@ GIVEN_UP = "for the 3. time"
 
 @dataclass
 class Toll:
-    """What a storm cost. All but kills, attempts, given_up and wall are to be zero."""
+    """What a storm cost. All but kills, attempts, given_up, changes and wall are to be zero."""
 
     kills: dict[str, int] = field(default_factory=dict)
     lost: int = 0  # trials that were complete once, and are not, or with another value
@@ -45,12 +45,13 @@ class Toll:
     running: int = 0
     waiting: int = 0
     attempts: int = 0  # trainings begun or gone on with
-    retrained: int = 0  # epochs trained again, beyond one for each killed worker
+    retrained: int = 0  # epochs trained again, beyond one for each killed worker, and the trials under way where hosts change
     wrong: int = 0  # trials whose values are not those that were trained
     disagree: int = 0  # trials of which MLflow, the result files or the best trial say something else than Optuna
     orphans: int = 0
     errors: int = 0  # sessions that ended with an error, though nothing was wrong but the kills
     given_up: int = 0  # trials that lost their worker three times
+    changes: int = 0  # how often the study went from one host to another
     wall: float = 0.0
 
     @property
@@ -62,8 +63,9 @@ class Toll:
     def line(self) -> str:
         """For people and logs."""
         values = asdict(self) | {"kills": sum(self.kills.values()), "wall": f"{self.wall:.0f}s"}
-        kinds = "/".join(str(self.kills.get(kind, 0)) for kind in SHARES)
-        return " ".join(f"{key}={value}" for key, value in values.items()) + f" ({kinds} of {'/'.join(SHARES)})"
+        kinds = dict.fromkeys((*SHARES, *self.kills))
+        counts = "/".join(str(self.kills.get(kind, 0)) for kind in kinds)
+        return " ".join(f"{key}={value}" for key, value in values.items()) + f" ({counts} of {'/'.join(kinds)})"
 
 
 def prepare(place: Path) -> None:
@@ -116,10 +118,17 @@ def ledgered(place: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def storage_of(place: Path) -> str:
+    """The URL of a session's storage."""
+    file = place / "session.json"
+    asked = json.loads(file.read_text()) if file.exists() else {}
+    return asked.get("storage") or f"sqlite:///{place}/hpsearch.db"
+
+
 def complete(place: Path) -> dict[int, float]:
     """The values of trials that Optuna calls complete."""
     try:
-        study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+        study = optuna.load_study(study_name="s", storage=storage_of(place))
     except KeyError:
         return {}
     return {t.number: t.value for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.value is not None}
@@ -189,12 +198,12 @@ def storm(place: Path, seed: int, kills: int, points: int, sleep: float = 0.15, 
 def examine(place: Path, toll: Toll, told: dict[int, float], points: int) -> None:
     """Count what is not as it should be, with Optuna's and MLflow's own eyes and the trainer's ledger."""
     rows = [json.loads(line) for line in (place / "ledger").read_text().splitlines()]
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{place}/hpsearch.db")
+    study = optuna.load_study(study_name="s", storage=storage_of(place))
     trials = study.get_trials(deepcopy=False)
     done = count(toll, trials, told, points)
     toll.attempts = sum(row[0] == "start" for row in rows)
     epochs = Counter((row[1], row[3]) for row in rows if row[0] == "epoch")
-    toll.retrained = max(0, sum(n - 1 for n in epochs.values()) - toll.kills.get("worker", 0))
+    toll.retrained = max(0, sum(n - 1 for n in epochs.values()) - toll.kills.get("worker", 0) - toll.changes * 2 * EPOCHS)
     params = {row[1]: row[4] for row in rows if row[0] == "start"}
     for number, trial in done.items():
         curve = [row["val_loss"] for row in trial.user_attrs["hpsearch"]["curve"]]
@@ -265,8 +274,9 @@ def agrees(place: Path, trial: optuna.trial.FrozenTrial) -> bool:
     about = trial.user_attrs.get("hpsearch") or {}
     if trial.state.name != "COMPLETE":
         return True  # one that was given up has left none
-    file = json.loads((place / "results" / f"trial-{trial.number:04d}.json").read_text())
-    return all(file[key] == about[key] for key in ("curve", "status", "val_loss"))
+    name = f"results/trial-{trial.number:04d}.json"
+    files = [json.loads(path.read_text()) for path in (*place.glob(name), *place.glob(f"host-*/{name}"))]
+    return bool(files) and all(file[key] == about[key] for file in files for key in ("curve", "status", "val_loss"))
 
 
 REAL = {

@@ -82,6 +82,10 @@ class ListedRuns:
         """Why nothing new should be begun now: the storage's disk is full; "" where nothing holds the runs up."""
         return self.writer.full
 
+    def away(self) -> str:
+        """What a person should know of a database server that does not answer; "" when it does."""
+        return self.writer.away()
+
     def promotable(self) -> int:
         """No run waits at a rung."""
         return 0

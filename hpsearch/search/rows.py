@@ -40,9 +40,11 @@ def count(storage: RDBStorage, study_id: int) -> int:
 def start(storage: RDBStorage, study_id: int, trial: FrozenTrial, shared: Mapping[str, Any]) -> int:
     """Insert a running trial with its parameters and attributes, and the study's system attributes; the trial's id.
 
-    Raises ForeignTrial when its number is taken.
+    Raises ForeignTrial when its number is taken. May be called again when nobody knows whether it was stored, as after a server's restart.
     """
     with storage.engine.begin() as db:
+        if (stored := find(db, study_id, trial)) is not None:
+            return stored
         taken = db.execute(select(func.count()).where(TRIALS.c.study_id == study_id)).scalar_one()
         if taken != trial.number:
             raise ForeignTrial(f"the storage holds {taken} trials of this study where {trial.number} were expected")
@@ -55,6 +57,19 @@ def start(storage: RDBStorage, study_id: int, trial: FrozenTrial, shared: Mappin
         attributes(db, SYSTEM, trial_id, trial.system_attrs)
         attributes(db, SHARED, study_id, shared, owner="study_id")
     return trial_id
+
+
+def find(db: Connection, study_id: int, trial: FrozenTrial) -> int | None:
+    """The id of this very trial, if it is stored: of that number, begun at the same moment (of which some databases keep the second)."""
+    where = (TRIALS.c.study_id == study_id) & (TRIALS.c.number == trial.number)
+    row = db.execute(select(TRIALS.c.trial_id, TRIALS.c.datetime_start).where(where)).first()
+    if row is None or trial.datetime_start is None or row.datetime_start is None:
+        return None
+    if abs((row.datetime_start - trial.datetime_start).total_seconds()) > 1.0:
+        return None
+    stored = dict(db.execute(select(USER.c.key, USER.c.value_json).where(USER.c.trial_id == row.trial_id)).all())
+    mine = {key: json.dumps(value) for key, value in trial.user_attrs.items()}
+    return int(row.trial_id) if stored == mine else None
 
 
 def reopen(storage: RDBStorage, trial_id: int, trial: FrozenTrial) -> None:

@@ -123,7 +123,8 @@ class OptunaSearcher:
                 stored.state = TrialState.RUNNING
             elif not stored.state.is_finished():
                 stored.state, stored.intermediate_values = TrialState.RUNNING, {}
-                if (result := read_result(self.folder, trial_name(stored.number), self.uid)) is not None:
+                result = read_result(self.folder, trial_name(stored.number), self.uid)
+                if result is not None and stored.params.items() <= result.params.items():  # else of a trial that nobody heard of
                     untold.append(result)
                 else:
                     about = stored.user_attrs.get(RECORD, {})
@@ -320,6 +321,10 @@ class OptunaSearcher:
     def held(self) -> str:
         """Why nothing new should be asked for now: the storage's disk is full; "" where nothing holds the study up."""
         return self.writer.full
+
+    def away(self) -> str:
+        """What a person should know of a database server that does not answer; "" when it does."""
+        return self.writer.away()
 
     def promotable(self) -> int:
         """How many trials that wait at a rung may go on now."""

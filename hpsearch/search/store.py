@@ -24,16 +24,18 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from hpsearch.dbfile import check_disk, look, remove_leftovers, revisions
-from hpsearch.errors import FixInput, FixSetup
+from hpsearch.errors import FixInput, FixSetup, WaitOrStop
 from hpsearch.keeping import RESULTS
+from hpsearch.search.server import open_server, passing
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REMEDY = "`hpsearch rebuild` makes a new one from the results in hpsearch-runs; or name another with --storage, or restore it from a copy"
 RETRY_SECONDS = 300.0  # how long a locked storage is waited for, while training goes on
+AWAY_SECONDS = 5.0  # after which a person is told that a server does not answer
 FULL_SECONDS = 30.0  # how long a full disk is waited for at the end; while the study goes on, as long as it takes
 WAITS = ": the study waits; free some space and it goes on"
 SCARCE = 1 << 20  # free bytes below which SQLite's errors are put down to the disk, whatever they say
@@ -63,6 +65,16 @@ def sqlite_path(url: str) -> Path | None:
     return Path(parsed.database)
 
 
+def same_database(url: str, other: str) -> bool:
+    """Whether two URLs name one database of a server."""
+    try:
+        a, b = sqlalchemy.make_url(url), sqlalchemy.make_url(other)
+    except (ArgumentError, ValueError):  # MLflow's may be an address
+        return False
+    same = (a.get_backend_name(), a.host, a.port, a.database) == (b.get_backend_name(), b.host, b.port, b.database)
+    return same and a.get_backend_name() != "sqlite" and a.query == b.query
+
+
 def shown(url: str) -> str:
     """The URL without its password, for messages and records."""
     parsed = sqlalchemy.make_url(url)
@@ -75,15 +87,16 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
     Raises FixSetup, before touching it, when the file is not Optuna's, is damaged, or its folder cannot be written.
     """
     path = check_storage(url, create)
+    if path is None:
+        return open_server(url, create, shown(url))
     try:
         with creation_lock(path if create else None):
-            if path is not None and create:
+            if create:
                 make_sqlite(path)
-            kwargs = {"connect_args": {"timeout": 60}} if path is not None else {}
-            storage = RDBStorage(url, engine_kwargs=kwargs, skip_table_creation=not create)
+            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create)
     except (SQLAlchemyError, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
         raise FixSetup(f"the storage {shown(url)} cannot be opened: {str(error).splitlines()[0]}") from None
-    if path is not None and create:
+    if create:
         event.listen(storage.engine, "connect", set_pragmas)
         event.listen(storage.engine, "begin", begin_immediate)
         storage.engine.dispose()
@@ -220,11 +233,16 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 class Writer:
-    """Executes writes one after the other on its own thread, waiting out a storage that is locked, or whose disk is full, for a while."""
+    """Executes writes one after the other on its own thread; waits for a while for a storage that is locked, full, or whose server is away.
+
+    A write may be executed again when nobody knows whether it was stored: each is such that this changes nothing.
+    """
 
     def __init__(self, storage: RDBStorage | None = None) -> None:
         """`storage` is the one that is written, to look at its disk."""
         self.path = sqlite_path(storage.url) if storage is not None else None
+        self.server = shown(storage.url) if storage is not None and self.path is None else ""
+        self.since: float | None = None  # when the write began that is under way
         self.full = ""  # what a person should do about the disk, while it is full
         self.closing: float | None = None  # since when nothing more comes
         self.waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -237,8 +255,17 @@ class Writer:
         self.check()
         self.waiting.put(write)
 
+    def away(self) -> str:
+        """What a person should know of a server that has not taken a write for a while; "" otherwise."""
+        since = self.since
+        if not self.server or since is None or time.monotonic() - since < AWAY_SECONDS:
+            return ""
+        return f"{self.server} does not answer: training goes on, and the server is waited for, {RETRY_SECONDS / 60:.0f} minutes at most"
+
     def check(self) -> None:
-        """Raise FixSetup when a write failed for good."""
+        """Raise FixSetup when a write failed for good, WaitOrStop when the study is another session's by now."""
+        if isinstance(self.error, WaitOrStop):
+            raise self.error
         if self.error is not None:
             reason = str(self.error).splitlines()[0]
             raise FixSetup(f"the storage cannot be written: {reason}. What was stored before is kept; repair it and repeat the command")
@@ -254,18 +281,22 @@ class Writer:
         """The thread: nothing after a failed write is written, so that the storage stays a prefix of the truth."""
         while (write := self.waiting.get()) is not None:
             if self.error is None:
+                self.since = time.monotonic()
                 try:
                     self.attempt(write)
                 except Exception as error:  # told to the loop by check()
                     self.error = error
+                self.since = None
 
     def attempt(self, write: Callable[[], None]) -> None:
-        """One write, repeated while the database is locked, at most RETRY_SECONDS, or the disk full."""
+        """One write, repeated while the database is locked or its server away, at most RETRY_SECONDS, or the disk full."""
         give_up = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 write()
-            except (OperationalError, optuna.exceptions.StorageInternalError) as error:
+            except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+                if not isinstance(error, OperationalError | optuna.exceptions.StorageInternalError) and not passing(error):
+                    raise
                 self.full, now = full_disk(self.path, error), time.monotonic()
                 if self.full and self.closing is not None and now - self.closing > FULL_SECONDS:
                     raise FixSetup(self.full.removesuffix(WAITS)) from error
