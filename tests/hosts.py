@@ -81,9 +81,15 @@ class Pair:
         session.send_signal(signal.SIGCONT)
         if not taken:
             return
-        code = session.wait(timeout=60)
-        self.toll.errors += code != FENCED
+        self.ended(host, session.wait(timeout=60))
         self.begin(host)
+
+    def ended(self, host: str, code: int) -> None:
+        """Note how a session ended that nobody killed; 0 when the study was over."""
+        if code not in (0, FENCED):
+            self.toll.errors += 1
+            with (self.place / host / "log").open("a") as log:
+                print(f"it ended with {code}", file=log)
 
     def kill(self, host: str, rng: random.Random) -> None:
         """Kill an orchestrator; half of the time its host comes back only once the other has taken over."""
@@ -121,7 +127,15 @@ class Pair:
 
 
 def storm_of_hosts(
-    place: Path, server: Postgres, seed: int, kills: int, points: int, restarts: int = 5, freezes: int = 3, sleep: float = 0.15, gap: float = 0.7
+    place: Path,
+    server: Postgres,
+    seed: int,
+    kills: int,
+    points: int,
+    restarts: int = 5,
+    freezes: int = 3,
+    sleep: float = 0.15,
+    gap: float = 0.7,
 ) -> Toll:
     """Until everything has happened, in random order; then the study ends; what it came to."""
     rng, begun = random.Random(seed), time.monotonic()
@@ -143,7 +157,7 @@ def storm_of_hosts(
                 break
             for host, code in codes.items():
                 if code is not None:
-                    toll.errors += code != FENCED
+                    pair.ended(host, code)
                     pair.begin(host)
             if not (host := pair.active()):
                 continue

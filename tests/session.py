@@ -12,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 
 from hpsearch import keeping, machine, tracking
+from hpsearch.errors import WaitOrStop
 from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.ray import RayExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
-from hpsearch.errors import WaitOrStop
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import GRACE
 from hpsearch.search import lease, rows, server, store

@@ -151,8 +151,9 @@ class ServerLease(Lease):
 
     def __enter__(self) -> ServerLease:
         try:
-            with making(self.engine):
-                LEASES.metadata.create_all(self.engine)
+            if not steady(lambda: sqlalchemy.inspect(self.engine).has_table(LEASES.name)):
+                with making(self.engine):
+                    LEASES.metadata.create_all(self.engine)
             steady(self.take)
         except BaseException:
             self.engine.dispose()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -19,11 +20,12 @@ from hpsearch.errors import FixInput, FixSetup
 
 T = TypeVar("T")
 
-STARTING = 10.0  # seconds that a server which does not answer yet is waited for when it is opened
+ABSENT = 3.0  # seconds that a server which is not there is waited for when it is opened: it may be restarting
+STARTING = 15.0  # the same for one that says that it is not ready yet
 PATIENCE = 60.0  # seconds that one that answered once is waited for, in what is not written behind
 IDLE = 20  # seconds after which the server ends a transaction in which nobody does anything: who holds it may be frozen
 LOCKED = 30  # seconds that a row which somebody else holds is waited for
-KEYS = {"postgresql": 7_705_721_842_226_171, "mysql": "hpsearch.tables"}  # of the lock under which tables are made; any would do
+KEY = 7_705_721_842_226_171  # of the lock under which tables are made; any would do
 EXTRAS = {"psycopg": "hpsearch[postgresql]"}
 OPTIONS: dict[str, dict[str, int]] = {  # a connection whose other end is gone is noticed within half a minute
     "postgresql": {
@@ -115,9 +117,9 @@ def passing(error: BaseException) -> bool:
     return error.connection_invalidated or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
 
 
-def steady(act: Callable[[], T], seconds: float | None = None) -> T:
-    """Do something that may be done twice; again while the server restarts, for so many seconds."""
-    give_up = time.monotonic() + (PATIENCE if seconds is None else seconds)
+def steady(act: Callable[[], T]) -> T:
+    """Do something that may be done twice; again while the server restarts."""
+    give_up = time.monotonic() + PATIENCE
     while True:
         try:
             return act()
@@ -181,11 +183,11 @@ def open_server(url: str, create: bool, shown: str) -> RDBStorage:
     except (SQLAlchemyError, ValueError, TypeError) as error:
         raise FixSetup(refusal(shown, error)) from None
     try:
-        steady(lambda: connect(engine, shown), STARTING)
-        with making(engine) if create else unlocked():
-            check_tables(engine, create, shown)
-            template = url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
-            storage = ServerStorage(template, engine_kwargs=options(url), skip_table_creation=not create)
+        await_server(engine, shown)
+        whole = steady(lambda: check_tables(engine, create, shown))
+        template = url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
+        with unlocked() if whole else making(engine):
+            storage = steady(lambda: ServerStorage(template, engine_kwargs=options(url), skip_table_creation=whole))
     except (SQLAlchemyError, RuntimeError, optuna.exceptions.OptunaError) as error:
         raise FixSetup(refusal(shown, error)) from None
     finally:
@@ -194,15 +196,19 @@ def open_server(url: str, create: bool, shown: str) -> RDBStorage:
     return storage
 
 
-def connect(engine: sqlalchemy.Engine, shown: str) -> None:
-    """Ask the server for an answer; FixSetup at once where waiting does not help."""
-    try:
-        with engine.connect():
-            pass
-    except DBAPIError as error:
-        if any(words in str(error.orig) for words in REMEDIES):
-            raise FixSetup(refusal(shown, error)) from None
-        raise
+def await_server(engine: sqlalchemy.Engine, shown: str) -> None:
+    """Wait for the server's answer, for seconds; FixSetup without one, at once where waiting does not help."""
+    begun = time.monotonic()
+    while True:
+        try:
+            with engine.connect():
+                return
+        except DBAPIError as error:
+            text = str(error.orig)
+            patience = ABSENT if any(words in text for words in ("refused", "No such file", "timeout")) else STARTING
+            if any(words in text for words in REMEDIES) or time.monotonic() - begun > patience:
+                raise FixSetup(refusal(shown, error)) from None
+        time.sleep(0.2)
 
 
 def refusal(shown: str, error: BaseException) -> str:
@@ -214,11 +220,13 @@ def refusal(shown: str, error: BaseException) -> str:
     return f"the storage {shown} cannot be opened: {text.removesuffix('.')}: {remedy}"
 
 
-def check_tables(engine: sqlalchemy.Engine, create: bool, shown: str) -> None:
-    """Raise FixSetup unless the database is Optuna's, or can become so."""
+def check_tables(engine: sqlalchemy.Engine, create: bool, shown: str) -> bool:
+    """Whether all of Optuna's tables are there. Raises FixSetup unless they are, or can be made."""
     tables = set(sqlalchemy.inspect(engine).get_table_names())
-    if "studies" in tables:
-        return
+    if set(BaseModel.metadata.tables) <= tables and "alembic_version" in tables:
+        return True
+    if "studies" in tables and create:
+        return False
     if {"experiments", "runs"} <= tables:
         raise FixSetup(f"{shown} is MLflow's database; Optuna and MLflow refuse to share one: make another database and name it")
     if "alembic_version" in tables:
@@ -227,22 +235,23 @@ def check_tables(engine: sqlalchemy.Engine, create: bool, shown: str) -> None:
         )
     if not create:
         raise FixSetup(f"{shown} holds no study yet: run one first, or name another with --storage")
+    return False
 
 
 @contextmanager
 def making(engine: sqlalchemy.Engine) -> Iterator[None]:
-    """One process at a time makes tables: two at once kill each other. The server lets go of it with the connection."""
-    key = KEYS[engine.dialect.name if engine.dialect.name != "mariadb" else "mysql"]
-    take, release = {
-        "postgresql": ("SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"),
-    }.get(engine.dialect.name, ("SELECT GET_LOCK(:key, 60)", "SELECT RELEASE_LOCK(:key)"))
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
-        db.execute(sqlalchemy.text(take), {"key": key})
+    """One process at a time makes tables: two at once kill each other. The lock is that of a transaction, which ends if this is frozen."""
+    with engine.connect() as db:
+        if engine.dialect.name == "postgresql":
+            db.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
+        else:
+            db.execute(sqlalchemy.text("SELECT GET_LOCK(:key, 60)"), {"key": str(KEY)})  # let go of with the connection
         try:
             yield
         finally:
             with suppress(SQLAlchemyError):
-                db.execute(sqlalchemy.text(release), {"key": key})
+                db.rollback()
+            db.invalidate()
 
 
 @contextmanager
