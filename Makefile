@@ -20,7 +20,7 @@ check: .venv/tested  ## lint, formatting, strict types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-chaos: .venv/tested  ## kill everything again and again and count what is lost (6 to 10 minutes)
+chaos: .venv/tested  ## kill everything again and again and count what is lost (10 to 20 minutes)
 	$(BIN)/python -m tests.storm --seed $(SEED)
 
 bench: .venv/installed  ## measure speed on this machine; writes benchmarks/out/

@@ -1,7 +1,8 @@
 """A storm of kill -9 over a study, and what is left of it: checked against what the trainer itself wrote down.
 
-python -m tests.storm [--seed S] [--kills N] [--points N] [--real N]: prints a line for each storm, exit code 0 when all is as promised.
-The first has a trainer that keeps a ledger; the second, of `--real` kills, is the installed command with everything real.
+python -m tests.storm [--seed S] [--kills N] [--points N] [--real N] [--hosts N] [--storage sqlite|postgresql]: prints a line for each
+storm, exit code 0 when all is as promised. The first has a trainer that keeps a ledger; the second, of `--real` kills, is the installed
+command with everything real; the third, of `--hosts` kills, has two hosts and a PostgreSQL server (tests/hosts.py), where there is one.
 """
 
 from __future__ import annotations
@@ -349,18 +350,43 @@ def losses(trial: optuna.trial.FrozenTrial) -> list[tuple[float, float]]:
     return [(row["train_loss"], row["val_loss"]) for row in trial.user_attrs["hpsearch"]["curve"]]
 
 
+def hosts_clean(seed: int, kills: int, points: int, needed: bool) -> bool:
+    """Whether a storm over two hosts and a server left nothing undone; without a server there is none, unless it is needed."""
+    from tests.hosts import storm_of_hosts
+    from tests.postgres import MISSING, Postgres, binaries
+
+    if binaries() is None:
+        print(f"two hosts: {MISSING}", flush=True)
+        return not needed
+    server = Postgres()
+    try:
+        server.start()
+        with tempfile.TemporaryDirectory() as folder:
+            toll = storm_of_hosts(Path(folder), server, seed, kills, points, sleep=1.0)
+            print(f"two hosts: seed={seed} points={points} {toll.line()}", flush=True)
+            if not toll.clean:
+                print("\n".join(log.read_text()[-2000:] for log in Path(folder).glob("*/log")), file=sys.stderr)
+    finally:
+        server.close()
+    return toll.clean
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--points", type=int, default=120)
     parser.add_argument("--real", type=int, default=8)
+    parser.add_argument("--hosts", type=int, default=25)
+    parser.add_argument("--storage", choices=("sqlite", "postgresql"), help="only the storms on it  [default: both]")
     asked = parser.parse_args()
-    clean = True
+    clean = asked.storage == "sqlite" or not asked.hosts or hosts_clean(asked.seed, asked.hosts, asked.points, asked.storage is not None)
+    if asked.storage == "postgresql":
+        return not clean
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         toll = storm(Path(folder), asked.seed, asked.kills, asked.points)
-        print(f"seed={asked.seed} points={asked.points} {toll.line()}")
+        print(f"seed={asked.seed} points={asked.points} {toll.line()}", flush=True)
         if not toll.clean:
             print((Path(folder) / "log").read_text()[-2000:], file=sys.stderr)
         clean = clean and toll.clean

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from hpsearch.errors import FixSetup
 from hpsearch.search import rows, server
 from hpsearch.search.catalog import read_study
+from hpsearch.search.lease import leased
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import Writer, open_storage, opened, same_database
 from hpsearch.spec import parse_spec
@@ -112,6 +113,19 @@ def test_another_version_of_optuna_is_refused(postgres, url):
     postgres.sql("UPDATE alembic_version SET version_num = 'v9.9.9.z'", database=url.rpartition("/")[2])
     with pytest.raises(FixSetup, match="no longer compatible"):
         open_storage(url, create=True)
+
+
+def test_a_session_needs_no_right_to_make_tables_once_they_are_there(postgres, url):
+    with leased(url, "s"):
+        pass
+    database = url.rpartition("/")[2]
+    postgres.sql("DROP ROLE IF EXISTS runner", "CREATE ROLE runner LOGIN")
+    rights = ("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES")
+    postgres.sql(*(f"GRANT {right} IN SCHEMA public TO runner" for right in rights), database=database)
+    mine = postgres.url(database, user="runner")
+    with leased(mine, "s"):
+        assert session(mine, budget=3)[0] == "budget"
+    postgres.sql("DROP OWNED BY runner", database=database)
 
 
 def test_a_reader_needs_no_more_than_to_read(postgres, url):
