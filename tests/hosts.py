@@ -81,7 +81,12 @@ class Pair:
         session.send_signal(signal.SIGCONT)
         if not taken:
             return
-        self.ended(host, session.wait(timeout=60))
+        try:
+            self.ended(host, session.wait(timeout=120))
+        except subprocess.TimeoutExpired:
+            session.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            raise RuntimeError(f"{host} did not end\n{self.log()}") from None
         self.begin(host)
 
     def ended(self, host: str, code: int) -> None:
@@ -101,7 +106,7 @@ class Pair:
         self.begin(host)
 
     def log(self) -> str:
-        return "\n".join(f"{host}: {(self.place / host / 'log').read_text()[-1500:]}" for host in HOSTS)
+        return "\n".join(f"{host}: {(self.place / host / 'log').read_text()[-6000:]}" for host in HOSTS)
 
     def told(self) -> dict[int, float]:
         """What Optuna calls complete; nothing while the server is away."""

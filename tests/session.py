@@ -4,8 +4,10 @@ python -m tests.session FOLDER does what FOLDER/session.json asks for, without t
 """
 
 import contextlib
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import closing
@@ -203,5 +205,6 @@ def session(
 
 
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # whoever waits for it in vain can ask where it is
     folder = Path(sys.argv[1])
     sys.exit(main(folder, **json.loads((folder / "session.json").read_text())))
