@@ -40,8 +40,12 @@ def study(sampler="random", pruner="none", space=None, **more):
     return parse_spec({"name": "s", "sampler": sampler, "pruner": pruner, "space": SMALL if space is None else space, **more})
 
 
+SERVED = {}  # the storages of folders that stand for a database on a server
+ANYWHERE = pytest.mark.parametrize("folder", ["sqlite", "postgresql"], indirect=True)
+
+
 def url(folder):
-    return f"sqlite:///{folder}/hpsearch.db"
+    return SERVED.get(folder) or f"sqlite:///{folder}/hpsearch.db"
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +56,22 @@ def empty_storage(tmp_path_factory):
     return path / "hpsearch.db"
 
 
+@pytest.fixture(scope="module")
+def empty_database(request):
+    """The same on a server: how to make another one."""
+    postgres = request.getfixturevalue("postgres")
+    made = postgres.database()
+    open_storage(made, create=True).engine.dispose()
+    return lambda: postgres.database(made.rpartition("/")[2])
+
+
 @pytest.fixture
-def folder(tmp_path, empty_storage):
-    """A folder with an empty storage, and another below it."""
+def folder(request, tmp_path, empty_storage):
+    """A folder with an empty storage, and another below it; `ANYWHERE`: on a server too."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        make = request.getfixturevalue("empty_database")
+        SERVED.update({place: make() for place in (tmp_path, tmp_path / "whole")})
+        return tmp_path
     for place in (tmp_path, tmp_path / "whole"):
         place.mkdir(exist_ok=True)
         shutil.copy(empty_storage, place / "hpsearch.db")
@@ -205,6 +222,7 @@ def test_an_interrupted_study_of_conditions_goes_on_as_it_would_have(folder, sam
     assert [replace(timeless(r), attempt=1) for r in found] == expected
 
 
+@ANYWHERE
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_conditions_do_not_stop_a_sampler_from_learning(folder, sampler):
     """The default recipe uses momentum, later trials do not: to Optuna the common space shrinks, and CMA-ES would give up."""
@@ -232,6 +250,7 @@ def test_a_grid_under_conditions_gives_each_configuration_once(folder):
         check_conditions(record.params, spec.parameters())
 
 
+@ANYWHERE
 def test_importance_counts_conditional_parameters(folder):
     s = searcher(folder, study("random", space=CRAFT))
     run(s, 40)
@@ -243,6 +262,7 @@ def test_importance_counts_conditional_parameters(folder):
 # ---------------------------------------------------------------- the recipe
 
 
+@ANYWHERE
 def test_what_the_recipe_fixes_of_the_core_is_in_every_trial_and_read_back(folder):
     space = {name: value for name, value in SMALL.items() if name not in ("epochs", "dropout")} | {"batch_size": [8]}
     s = searcher(folder, study(space=space, recipe={"epochs": 2, "dropout": 0.2, "mixup": 0.3}))
@@ -270,6 +290,7 @@ def test_a_study_from_before_there_was_a_recipe_goes_on_and_one_of_another_recip
     assert read_study(storage, "s").spec["recipe"]["optimizer"] == "adamw"
 
 
+@ANYWHERE
 def test_cma_es_continues_too(folder):
     # Apart, because it needs complete trials before it models and keeps its state in the trials' attributes.
     whole = searcher(folder / "whole", study("cmaes"))
@@ -283,6 +304,7 @@ def test_cma_es_continues_too(folder):
     assert found == expected
 
 
+@ANYWHERE
 def test_the_grid_gives_each_point_once_then_nothing(folder):
     spec = study("grid", trials=1000)
     s = searcher(folder, spec)
@@ -297,6 +319,7 @@ def test_the_grid_gives_each_point_once_then_nothing(folder):
     assert grid_size(spec.parameters()) - len(grid) in (0, 1)  # 1 when the default recipe is a grid point
 
 
+@ANYWHERE
 def test_grid_points_open_at_once_are_never_repeated_across_a_restart(folder):
     first = searcher(folder, study("grid", trials=1000))
     opened = first.ask(5)
@@ -362,6 +385,7 @@ def test_pruning_goes_by_the_loss_in_either_direction(folder, pruner):
         assert {status for status, _ in fates[0]} == {Status.PRUNED, Status.COMPLETE}
 
 
+@ANYWHERE
 def test_an_objective_of_which_more_is_better_is_maximised_and_read_back(folder):
     s = searcher(folder, study("tpe", "median", objective="accuracy"))
     while s.remaining(12):
@@ -416,6 +440,7 @@ def test_optunas_own_tools_read_the_file(folder):
         assert trial.params.keys() == {"learning_rate", "epochs", "dropout", "frozen_layers"}
 
 
+@ANYWHERE
 def test_interrupted_trials_do_not_pretend_to_run(folder):
     s = searcher(folder, study())
     s.ask(3)
@@ -424,6 +449,7 @@ def test_interrupted_trials_do_not_pretend_to_run(folder):
     assert {t.state for t in loaded.trials} == {optuna.trial.TrialState.WAITING}
 
 
+@ANYWHERE
 def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(folder):
     s = searcher(folder, study())
     (trial,) = s.ask(1)
@@ -457,6 +483,7 @@ def test_a_study_of_the_same_name_that_differs_is_refused_and_left_as_it_was(fol
     assert read_study(open_storage(url(folder)), "s") == before
 
 
+@ANYWHERE
 def test_budget_timeout_and_workers_may_change_between_sessions(folder):
     s = searcher(folder, study(trials=2))
     run(s, 2)
@@ -466,6 +493,7 @@ def test_budget_timeout_and_workers_may_change_between_sessions(folder):
     again.close()
 
 
+@ANYWHERE
 def test_facts_are_kept_with_the_study(folder):
     s = searcher(folder, study())
     s.remember(Facts({"device": "cpu", "blocks": 6}))
@@ -511,6 +539,7 @@ def test_importance_counts_what_the_pruner_stopped(folder):
     assert dict(shares)["learning_rate"] > max(0.9, alone["learning_rate"])
 
 
+@ANYWHERE
 def test_nothing_claims_to_run_when_a_session_ends_not_even_what_was_lost_and_not_handed_out_again(folder):
     s = searcher(folder, study("random"))
     trials = s.ask(3)
@@ -521,6 +550,7 @@ def test_nothing_claims_to_run_when_a_session_ends_not_even_what_was_lost_and_no
     assert states == dict.fromkeys(range(3), "WAITING")
 
 
+@ANYWHERE
 def test_a_trial_asked_again_is_the_same_trial(folder):
     s = searcher(folder, study("tpe"))
     run(s, 3)

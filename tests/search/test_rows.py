@@ -45,9 +45,12 @@ ENDED = [
 ]
 
 
-@pytest.fixture
-def storage(tmp_path):
-    return RDBStorage(f"sqlite:///{tmp_path}/hpsearch.db")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request, tmp_path):
+    server = request.param == "postgresql"
+    made = RDBStorage(request.getfixturevalue("postgres").database() if server else f"sqlite:///{tmp_path}/hpsearch.db")
+    yield made
+    made.engine.dispose()
 
 
 def plain(t):
