@@ -378,7 +378,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--points", type=int, default=120)
     parser.add_argument("--real", type=int, default=8)
-    parser.add_argument("--hosts", type=int, default=25)
+    parser.add_argument("--hosts", type=int, default=12)
     parser.add_argument("--storage", choices=("sqlite", "postgresql"), help="only the storms on it  [default: both]")
     asked = parser.parse_args()
     clean = asked.storage == "sqlite" or not asked.hosts or hosts_clean(asked.seed, asked.hosts, asked.points, asked.storage is not None)
