@@ -162,7 +162,19 @@ def main(place, **asked):
 
 
 def session(
-    place, trials=8, epochs=4, workers=2, stall=300.0, sampler="random", seed=0, space=None, mlflow=False, storage=None, host="", ray=None, **config
+    place,
+    trials=8,
+    epochs=4,
+    workers=2,
+    stall=300.0,
+    sampler="random",
+    seed=0,
+    space=None,
+    mlflow=False,
+    storage=None,
+    host="",
+    ray=None,
+    **config,
 ):
     os.environ["HPSEARCH_PLACE"] = str(place)
     url = storage or f"sqlite:///{place}/hpsearch.db"
