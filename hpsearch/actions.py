@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
+from hpsearch.control import Control
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
+from hpsearch.journal import Journal
 from hpsearch.machine import listenable, stop_signals, study_lock
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
@@ -86,9 +88,16 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     executor = begin_workers(spec, name, say)  # torch loads while Optuna does
     from hpsearch.search.store import open_existing, open_storage
 
-    with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as stopped_by:
-        mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
-        trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
+    with study_lock(lock_folders(folder, where.storage, name), name), stop_signals() as signalled:
+        control, journal = Control(folder), Journal(folder)
+        control.begin()
+
+        def stopped_by() -> int | None:
+            return signalled() or (signal.SIGINT if control.asked().pause else None)
+
+        heard = [journal, *listeners]
+        mlflow = tracking.MlflowTracker(where.tracking, folder, heard) if where.tracking else None
+        trackers: list[Tracker] = [*([mlflow] if mlflow else []), control, *heard]
         try:
             from hpsearch.orchestrator import Orchestrator
             from hpsearch.proving import Prover, due
@@ -123,6 +132,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         timeout=spec.timeout,
                         ahead=ASK_AHEAD.get(spec.sampler, 0),
                         stop=lambda: "interrupted" if stopped_by() else None,
+                        asked=control.asked,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
                 if proving and executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):
