@@ -158,8 +158,8 @@ class Queue:
     def counts(self) -> dict[str, int]:
         """How many rows are in each state."""
         with self.reader.connect() as db:
-            found = db.execute(select(QUEUE.c.state, func.count()).group_by(QUEUE.c.state)).all()
-        return {state: 0 for state in STATES} | {state: number for state, number in found}
+            found = db.execute(select(QUEUE.c.state, func.count()).group_by(QUEUE.c.state)).tuples().all()
+        return dict.fromkeys(STATES, 0) | dict(found)
 
     def rows(self, *where: Any, newest: bool = False, limit: int | None = None) -> list[Entry]:
         """Rows as entries, in order of submission."""
@@ -179,23 +179,30 @@ class Queue:
             if not waiting:
                 return None
             runs = select(QUEUE.c.share, func.count()).where((QUEUE.c.state == "running") | QUEUE.c.id.in_(list(taken)))
-            running = {share: number for share, number in db.execute(runs.group_by(QUEUE.c.share))}
+            running: dict[str, int] = dict(db.execute(runs.group_by(QUEUE.c.share)).tuples().all())
             uses = select(QUEUE.c.share, func.sum(QUEUE.c.seconds)).where(QUEUE.c.ended > now - DAY)
-            used = {share: seconds for share, seconds in db.execute(uses.group_by(QUEUE.c.share))}
+            used: dict[str, float] = dict(db.execute(uses.group_by(QUEUE.c.share)).tuples().all())
         best = min(waiting, key=lambda row: (-row.priority, running.get(row.share, 0), used.get(row.share, 0.0), row.id))
         return int(best.id)
 
     # ------------------------------------------------------------ what a person asks for
 
     def add(
-        self, study: str, values: Mapping[str, Any], trials: int, priority: int = 0, share: str = "", key: str | None = None, digest: str = ""
+        self,
+        study: str,
+        values: Mapping[str, Any],
+        trials: int,
+        priority: int = 0,
+        share: str = "",
+        key: str | None = None,
+        digest: str = "",
     ) -> tuple[Entry, bool]:
         """Submit a study: its row, and whether it is new.
 
         The same key again gives the first row; FixInput when it came with something else. ChooseAnotherName while a study of that name
         is queued, running or paused.
         """
-        row = {"study": study, "key": key, "digest": digest, "values": json.dumps(dict(values)), "trials": trials}
+        row: dict[str, Any] = {"study": study, "key": key, "digest": digest, "values": json.dumps(dict(values)), "trials": trials}
         row |= {"priority": priority, "share": share, "state": "queued", "submitted": time.time()}
         try:
             with self.writing, self.engine.begin() as db:
@@ -258,7 +265,16 @@ class Queue:
 
     def claim(self, number: int, host: str, pid: int, born: float, slot: int) -> bool:
         """Take a queued row for this process; False when another one has, or it is queued no more."""
-        taken = {"state": "running", "host": host, "pid": pid, "born": born, "slot": slot, "started": time.time(), "ended": None, "note": ""}
+        taken = {
+            "state": "running",
+            "host": host,
+            "pid": pid,
+            "born": born,
+            "slot": slot,
+            "started": time.time(),
+            "ended": None,
+            "note": "",
+        }
         with self.writing, self.engine.begin() as db:
             return bool(db.execute(update(QUEUE).where(QUEUE.c.id == number, QUEUE.c.state == "queued").values(**taken)).rowcount)
 
@@ -285,10 +301,19 @@ class Queue:
         """The process of a running row is gone without a word: the state that comes of it."""
         now, losses = time.time(), entry.losses + 1
         state = entry.wanted or ("failed" if losses >= LOSSES else "queued")
-        values = {"state": state, "wanted": None, "losses": losses, "host": None, "pid": None, "born": None, "slot": None, "note": note}
+        values: dict[str, Any] = {
+            "state": state,
+            "wanted": None,
+            "losses": losses,
+            "host": None,
+            "pid": None,
+            "born": None,
+            "slot": None,
+            "note": note,
+        }
         values |= {"ended": now, "seconds": entry.seconds + now - (entry.started or now), "not_before": now + 2.0 ** (losses - 1) - 1}
-        mine = (QUEUE.c.id == entry.id, QUEUE.c.state == entry.state)
-        mine += (QUEUE.c.pid == entry.pid,) if entry.pid is not None else ()
+        mine = [QUEUE.c.id == entry.id, QUEUE.c.state == entry.state]
+        mine += [QUEUE.c.pid == entry.pid] if entry.pid is not None else []
         with self.writing, self.engine.begin() as db:
             db.execute(update(QUEUE).where(*mine).values(**values))
         return state

@@ -186,7 +186,12 @@ def health(request: Request) -> Health:
     desk = desk_of(request)
     problem = desk.runner.problem
     counts = desk.reader.once("counts", desk.queue.counts)
-    return Health(status="degraded" if problem else "ok", problem="the queue does not get on: see the log" if problem else "", version=__version__, queue=counts)
+    return Health(
+        status="degraded" if problem else "ok",
+        problem="the queue does not get on: see the log" if problem else "",
+        version=__version__,
+        queue=counts,
+    )
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,5 +93,3 @@ def to_stderr(line: str) -> None:
 def silent(line: str) -> None:
     """Log nothing."""
     del line
-
-

@@ -34,16 +34,20 @@ def install(app: FastAPI) -> None:
     """Have the application answer every error so."""
 
     @app.exception_handler(HpsearchError)
-    async def known(request: Request, error: HpsearchError) -> JSONResponse:
+    async def known(_: Request, error: HpsearchError) -> JSONResponse:
         return problem(http_status(error), str(error), kind_of(error))
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         return problem(422, "; ".join(map(sentence, error.errors()[:20])), "fix-input")
 
     @app.exception_handler(HTTPException)
-    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, __: Exception) -> JSONResponse:
+        return problem(500, "something went wrong that nobody foresaw: the server's log says what", "fault")
 
 
 def sentence(item: dict[str, Any]) -> str:

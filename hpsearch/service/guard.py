@@ -69,9 +69,13 @@ class Guard:
         """Raise FixInput for a study that names files outside the roots, or functions where these are not allowed."""
         for model in spec.models:
             if is_own(model) and not self.code:
-                raise FixInput(f"model: {model} is code, which this server does not run for others; start it with --allow-code to change that")
+                raise FixInput(
+                    f"model: {model} is code, which this server does not run for others; start it with --allow-code to change that"
+                )
         if re.fullmatch(r"[\w.]+:\w+", spec.data) and not self.code:
-            raise FixInput(f"data: {spec.data} is code, which this server does not run for others; start it with --allow-code to change that")
+            raise FixInput(
+                f"data: {spec.data} is code, which this server does not run for others; start it with --allow-code to change that"
+            )
         files = {"data_root": spec.data_root, "weights": spec.weights if is_file(spec.weights) else None}
         if spec.data != EMBEDDED_DATA and (not spec.data.isalnum() or os.path.lexists(folder / spec.data)):  # else a set of torchvision
             files["data"] = spec.data
@@ -86,12 +90,12 @@ class Guard:
         real = Path(os.path.realpath(folder / given))
         if not any(real == root or root in real.parents for root in self.roots):
             listed = ", ".join(map(str, self.roots))
-            raise FixInput(f"{key}: {given[:200]} is not in a folder that this server reads data from ({listed}); it is started with --data-root")
+            raise FixInput(
+                f"{key}: {given[:200]} is not in a folder that this server reads data from ({listed}); it is started with --data-root"
+            )
 
 
-def make_guard(
-    host: str, token: str, allowed: Sequence[str], roots: Sequence[Path], code: bool, folder: Path
-) -> Guard:
+def make_guard(host: str, token: str, allowed: Sequence[str], roots: Sequence[Path], code: bool, folder: Path) -> Guard:
     """What a server that listens on `host` allows. FixInput where others could reach it without a token."""
     if not loopback(host) and not token:
         raise FixInput(
@@ -99,7 +103,9 @@ def make_guard(
             "more that they must bring, or stay with --host 127.0.0.1"
         )
     if token and len(token) < WEAKEST:
-        raise FixInput(f"the token is too short to keep anybody out: take {WEAKEST} characters or more, such as `openssl rand -hex 24` gives")
+        raise FixInput(
+            f"the token is too short to keep anybody out: take {WEAKEST} characters or more, such as `openssl rand -hex 24` gives"
+        )
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise FixInput("the token must be of plain characters without spaces, since it travels in a header")
     names = {*LOCAL, *(host_name(name) for name in allowed)} | ({host.lower()} if host not in ("0.0.0.0", "::", "") else set())

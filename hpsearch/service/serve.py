@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,6 +26,17 @@ from hpsearch.service.reader import Reader
 from hpsearch.service.runner import Runner
 
 
+class Server(uvicorn.Server):
+    """Remembers which signal ended it."""
+
+    seen: int | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, as uvicorn does."""
+        self.seen = self.seen or sig
+        super().handle_exit(sig, frame)
+
+
 def application(where: Place, guard: Guard, slots: int = 0, ui: str = "", log: Callable[[str], None] = silent) -> FastAPI:
     """The application; its queue runs from startup to shutdown."""
     queue = Queue(where.storage)
@@ -32,7 +44,7 @@ def application(where: Place, guard: Guard, slots: int = 0, ui: str = "", log: C
     desk = Desk(queue, runner, Reader(queue, where), where, guard, ui)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runner.start()
         try:
             yield
@@ -90,17 +102,10 @@ def serve(
         limit_concurrency=1000,
         timeout_keep_alive=30,
     )
-    server, seen = uvicorn.Server(config), list[int]()
-    told = server.handle_exit
-
-    def handle_exit(number: int, frame: object) -> None:
-        seen.append(number)
-        told(number, frame)  # type: ignore[arg-type]
-
-    server.handle_exit = handle_exit  # type: ignore[method-assign]
+    server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # uvicorn raises it again once it has ended
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{port}")
     server.run()
-    return seen[0] if seen else None
+    return server.seen
