@@ -76,14 +76,6 @@ def total_memory() -> int:
     return total
 
 
-def usable_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name and name != "-1"]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
 def born(pid: int) -> float:
     """When a process started, in seconds since the epoch; 0 where there is none, or only what is left of one."""
     try:

@@ -77,8 +77,8 @@ const FATES = ["complete", "pruned", "failed"];
 function draw(place, data, titles, extra = {}) {
   if (!window.Plotly) return;
   const axis = (title) => ({ title: { text: title }, gridcolor: colour("grid"), zeroline: false, automargin: true });
-  const layout = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("text"), size: 12 }, margin: { l: 50, r: 10, t: 8, b: 40 }, hovermode: "closest",
-    xaxis: { ...axis(titles[0]), tickformat: "d" }, yaxis: { ...axis(titles[1]), ...extra.yaxis }, showlegend: extra.legend ?? true, legend: { orientation: "h", y: 1.12, x: 0 } };
+  const layout = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("text"), size: 12 }, margin: { l: 50, r: 10, t: extra.legend === false ? 8 : 44, b: 40 }, hovermode: "closest",
+    xaxis: { ...axis(titles[0]), tickformat: "d", dtick: Math.max(1, Math.ceil(Math.max(1, ...data.flatMap((d) => d.x)) / 10)) }, yaxis: { ...axis(titles[1]), ...extra.yaxis }, showlegend: extra.legend ?? true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 } };
   Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
 const plain = (text) => String(text).replace(/[<>&]/g, " ");
@@ -101,13 +101,13 @@ const drawings = {
     if (best.length) data.push({ x: best.map((p) => p[0]), y: best.map((p) => p[1]), name: "best so far", mode: "lines", line: { shape: "hv", color: colour("accent"), width: 2.5 } });
     const zero = known.find((t) => t.number === 0);
     if (zero && known.length) data.push({ x: [0, Math.max(1, ...known.map((t) => t.number))], y: [zero.score, zero.score], name: "default recipe", mode: "lines", line: { color: colour("muted"), dash: "dash" } });
-    draw(place, data, ["trial", objective], { yaxis: objective === "val_loss" && known.length > 1 ? { type: "log", dtick: "D2" } : {} });
+    draw(place, data, ["trial", objective], { yaxis: objective === "val_loss" && known.length > 1 ? { type: "log", dtick: "D2", tickformat: "~g" } : {} });
   },
   curves(place, { curves, running, best }) {
     const line = (n, points, shade, width, opacity) => ({ x: points.map((p) => p[0]), y: points.map((p) => p[1]), name: `trial ${n}`, mode: "lines", opacity, line: { color: colour(shade), width }, hovertemplate: `trial ${n}<br>epoch %{x}: %{y:.4f}<extra></extra>` });
     const data = Object.entries(curves).filter(([n]) => !(n in running)).map(([n, points]) => line(n, points, Number(n) === best ? "accent" : "muted", Number(n) === best ? 2.5 : 1, Number(n) === best ? 1 : .45));
     for (const [n, points] of Object.entries(running)) data.push(line(n, points, "failed", 2.5, 1));
-    draw(place, data, ["epoch", "validation loss"], { legend: false, yaxis: { type: "log", dtick: "D2" } });
+    draw(place, data, ["epoch", "validation loss"], { legend: false, yaxis: { type: "log", dtick: "D2", tickformat: "~g" } });
   },
 };
 for (const place of all("[data-draw][data-values]")) drawings[place.dataset.draw](place, JSON.parse(place.dataset.values));

@@ -34,7 +34,7 @@ def glances(storage: RDBStorage, names: Sequence[str] | None = None) -> dict[str
         asked = select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id.desc())
         if names is not None:
             asked = asked.where(STUDIES.c.study_name.in_(list(names)))
-        known = dict(db.execute(asked).tuples().all())
+        known = {row[0]: row[1] for row in db.execute(asked)}
         mine = TRIALS.c.study_id.in_(list(known))
         down = {number: way == StudyDirection.MINIMIZE for number, way in db.execute(select(DIRECTIONS.c.study_id, DIRECTIONS.c.direction))}
         fates = db.execute(select(TRIALS.c.study_id, TRIALS.c.state, func.count()).where(mine).group_by(TRIALS.c.study_id, TRIALS.c.state))

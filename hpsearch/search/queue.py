@@ -158,8 +158,8 @@ class Queue:
     def counts(self) -> dict[str, int]:
         """How many rows are in each state."""
         with self.reader.connect() as db:
-            found = db.execute(select(QUEUE.c.state, func.count()).group_by(QUEUE.c.state)).tuples().all()
-        return dict.fromkeys(STATES, 0) | dict(found)
+            found = db.execute(select(QUEUE.c.state, func.count()).group_by(QUEUE.c.state)).all()
+        return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
 
     def rows(self, *where: Any, newest: bool = False, limit: int | None = None) -> list[Entry]:
         """Rows as entries, in order of submission."""
@@ -179,9 +179,9 @@ class Queue:
             if not waiting:
                 return None
             runs = select(QUEUE.c.share, func.count()).where((QUEUE.c.state == "running") | QUEUE.c.id.in_(list(taken)))
-            running: dict[str, int] = dict(db.execute(runs.group_by(QUEUE.c.share)).tuples().all())
+            running: dict[str, int] = {row[0]: row[1] for row in db.execute(runs.group_by(QUEUE.c.share))}
             uses = select(QUEUE.c.share, func.sum(QUEUE.c.seconds)).where(QUEUE.c.ended > now - DAY)
-            used: dict[str, float] = dict(db.execute(uses.group_by(QUEUE.c.share)).tuples().all())
+            used: dict[str, float] = {row[0]: row[1] for row in db.execute(uses.group_by(QUEUE.c.share))}
         best = min(waiting, key=lambda row: (-row.priority, running.get(row.share, 0), used.get(row.share, 0.0), row.id))
         return int(best.id)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hpsearch import actions, places
+from hpsearch.devices import VISIBLE, visible
 from hpsearch.errors import HpsearchError, Interrupted, WaitOrStop
-from hpsearch.machine import born, usable_gpus
+from hpsearch.machine import born
 from hpsearch.search.queue import Queue
 from hpsearch.spec import parse_spec
 from hpsearch.terminal import Lines
@@ -58,9 +59,10 @@ def confine(slot: int, slots: int) -> None:
     if slots > 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[slot % len(cores) :: slots] or cores)
-    gpus = usable_gpus()
-    if len(gpus) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    gpus = visible()
+    if len(gpus) > 1 and slots > 1:
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi numbers them
+        os.environ[VISIBLE] = gpus[slot % len(gpus)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpsearch.control import Control
-from hpsearch.machine import born, usable_gpus
+from hpsearch.devices import visible
+from hpsearch.machine import born
 from hpsearch.places import Place
 from hpsearch.protocols import GRACE
 from hpsearch.search.queue import Entry, Queue
@@ -31,7 +32,7 @@ class Runner:
 
     def __init__(self, queue: Queue, where: Place, slots: int = 0) -> None:
         self.queue, self.where = queue, where
-        self.slots = slots or max(1, len(usable_gpus()))
+        self.slots = slots or max(1, len(visible()))
         self.host = socket.gethostname()
         self.started: dict[int, tuple[subprocess.Popen[bytes], int, float]] = {}  # row -> process, until it has ended, slot, when
         self.wake, self.ending = threading.Event(), threading.Event()
