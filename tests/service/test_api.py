@@ -170,8 +170,6 @@ def test_pause_resume_and_more_trials(server, long):
     assert server.ask("PATCH", f"/api/studies/{long}", {"trials": 6})[1]["trials"] == 6
     assert server.ask("POST", f"/api/studies/{long}/resume")[0] == 202
     server.until(long, "running")
-    again = [data for kind, _, data in events(server, long, after=0) if kind in ("session", "state")]
-    del again
     assert server.ask("PATCH", f"/api/studies/{long}", {"trials": 8})[1]["trials"] == 8
     for kind, _, data in events(server, long):
         if kind == "budget" and data["budget"] == 8:
