@@ -89,7 +89,7 @@ class Browser:
     def until(self, expression, seconds=90):
         """Wait until an expression is true on the page."""
         give_up = time.monotonic() + seconds
-        while not (value := self.js(f"Boolean({expression}) && ({expression})")):
+        while not (value := self.js(f"(() => {{ const it = {expression}; return it instanceof Node ? true : it; }})()")):
             assert time.monotonic() < give_up, f"{expression}\n{self.js('document.body.innerText')[:3000]}"
             time.sleep(0.1)
         return value

@@ -96,7 +96,8 @@ class Reader:
         try:
             stored = self.stored(name)
         except NotFound:
-            return row | {"spec": dict(entry.values) if entry else {}, "facts": {}, "warnings": []}
+            nothing = {"objective": None, "best": None, "default": None, "gain": None, "facts": {}, "warnings": []}
+            return row | nothing | {"spec": dict(entry.values) if entry else {}}
         shown: dict[str, Any] = finite_json(row | about(stored))
         return shown
 
