@@ -29,6 +29,12 @@ async function refresh(part) {
   busy.delete(part);
   if (again.delete(part)) setTimeout(() => refresh(part), 400);
 }
+const due = new Set();
+function later(part) {
+  if (due.has(part)) return;
+  due.add(part);
+  setTimeout(() => { due.delete(part); refresh(part); }, 100 + 500 * Math.random());
+}
 for (const part of all("[data-every]")) setInterval(() => document.hidden || refresh(part), 1000 * part.dataset.every);
 for (const details of all("details")) details.addEventListener("toggle", () => all("[data-every]", details).forEach(refresh));
 document.addEventListener("submit", (event) => {
@@ -79,6 +85,7 @@ function draw(place, data, titles, extra = {}) {
   const axis = (title) => ({ title: { text: title }, gridcolor: colour("grid"), zeroline: false, automargin: true });
   const layout = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("text"), size: 12 }, margin: { l: 50, r: 10, t: extra.legend === false ? 8 : 44, b: 40 }, hovermode: "closest",
     xaxis: { ...axis(titles[0]), tickformat: "d", dtick: Math.max(1, Math.ceil(Math.max(1, ...data.flatMap((d) => d.x)) / 10)) }, yaxis: { ...axis(titles[1]), ...extra.yaxis }, showlegend: extra.legend ?? true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 } };
+  if (!data.length) Object.assign(layout, { xaxis: { visible: false }, yaxis: { visible: false }, annotations: [{ text: "Nothing has ended yet", showarrow: false, x: .5, y: .5, xref: "paper", yref: "paper", font: { color: colour("muted") } }] });
   Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
 const plain = (text) => String(text).replace(/[<>&]/g, " ");
@@ -135,7 +142,7 @@ if (live) {
     fetching = 0;
     try { const answer = await fetch(`/parts/data/${name}`); if (answer.ok) known = await answer.json(); } catch { return; }
     show();
-  }, 300); };
+  }, 300 + 700 * Math.random()); };  // not everybody who watches at the same moment
   const hear = {
     session() { for (const n of Object.keys(planned)) { delete planned[n]; delete running[n]; } },
     trial(e) { if (e.trial < 0) return; planned[e.trial] = e.params.epochs ?? 0; running[e.trial] ??= []; },
@@ -151,7 +158,7 @@ if (live) {
   for (const kind of Object.keys(hear)) source.addEventListener(kind, (event) => {
     hear[kind](JSON.parse(event.data));
     show();
-    for (const part of all("[data-on]")) if (part.dataset.on.split(" ").includes(kind)) refresh(part);
+    for (const part of all("[data-on]")) if (part.dataset.on.split(" ").includes(kind)) later(part);
   });
   load();
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Annotated, Any, Literal
 
@@ -54,9 +53,10 @@ def list_studies(request: Request, offset: Annotated[int, Query(ge=0)] = 0, limi
 
 
 @router.get("/studies/{name}")
-def show(name: Name, request: Request) -> Study:
+async def show(name: Name, request: Request) -> Study:
     """One study: where it stands, its best trial, the default recipe, what it was asked to do."""
-    return Study(**desk_of(request).reader.study(name))
+    reader = desk_of(request).reader
+    return await reader.shared(f"show {name}", lambda: Study(**reader.study(name)))
 
 
 @router.patch("/studies/{name}")
@@ -126,9 +126,11 @@ async def follow(
 ) -> StreamingResponse:
     """What happens, as server-sent events, from the beginning or from where a reader left; ends when the study does."""
     desk = desk_of(request)
-    await asyncio.to_thread(desk.reader.study, name)
+    await desk.reader.shared(f"known {name}", lambda: desk.reader.study(name))
     start = int(last) if last and last.isascii() and last.isdigit() and len(last) < 17 else after
-    return StreamingResponse(events(desk.reader, name, start), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    return StreamingResponse(
+        events(desk.feed, desk.reader, name, start), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+    )
 
 
 @router.get("/studies/{name}/log", response_class=PlainTextResponse)

@@ -24,6 +24,7 @@ from hpsearch.service.guard import Guard
 from hpsearch.service.models import Revision, Submission
 from hpsearch.service.reader import Reader
 from hpsearch.service.runner import Runner
+from hpsearch.service.stream import Feed
 from hpsearch.spec import StudySpec, parse_spec
 from hpsearch.startup import check_models
 from hpsearch.types import Status
@@ -42,6 +43,7 @@ class Desk:
     reader: Reader
     where: Place
     guard: Guard
+    feed: Feed = field(default_factory=Feed)
     ui: str = ""  # address of MLflow's page
     aside: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))  # commands beside the studies, one at a time
 
@@ -54,6 +56,7 @@ class Desk:
         values, spec = self.understood(asked)
         digest = hashlib.blake2b(json.dumps(asked.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
         entry, new = self.queue.add(spec.study_name(), values, spec.trials, asked.priority, asked.share, key, digest)
+        self.reader.forget(entry.study)
         self.runner.wake.set()
         return entry, new
 
@@ -95,6 +98,7 @@ class Desk:
         check_name(name)
         try:
             entry: Entry = verb()
+            self.reader.forget(name)
             return entry
         except NotFound:
             self.reader.study(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import jinja2
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, HpsearchError, NotFound, http_status
@@ -142,18 +143,22 @@ def studies(request: Request) -> HTMLResponse:
 
 
 @router.get("/parts/studies")
-def part_studies(request: Request) -> HTMLResponse:
+async def part_studies(request: Request) -> HTMLResponse:
     """The table of the first page."""
     reader = desk_of(request).reader
-    rows = reader.overview()
-    return HTMLResponse(reader.once("html studies", lambda: part("rows", rows=rows[:LISTED], total=len(rows))))
+
+    def made() -> str:
+        rows = reader.overview()
+        return part("rows", rows=rows[:LISTED], total=len(rows))
+
+    return HTMLResponse(await reader.shared("html studies", made))
 
 
 @router.get("/parts/devices")
-def part_devices(request: Request) -> HTMLResponse:
+async def part_devices(request: Request) -> HTMLResponse:
     """What the machine has to do."""
     desk = desk_of(request)
-    return HTMLResponse(desk.reader.once("html devices", lambda: part("devices", devices=desk.devices())))
+    return HTMLResponse(await desk.reader.shared("html devices", lambda: part("devices", devices=desk.devices())))
 
 
 # ---------------------------------------------------------------- a new one
@@ -206,24 +211,26 @@ def study(name: str, request: Request) -> HTMLResponse:
 
 
 @router.get("/parts/study/{name}")
-def part_study(name: str, request: Request) -> HTMLResponse:
+async def part_study(name: str, request: Request) -> HTMLResponse:
     """What stands above the drawings."""
     desk = desk_of(request)
-    return HTMLResponse(desk.reader.once(f"html study {name}", lambda: part("summary", **summary(desk, name))))
+    return HTMLResponse(await desk.reader.shared(f"html study {name}", lambda: part("summary", **summary(desk, name))))
 
 
 @router.get("/parts/trials/{name}")
-def part_trials(name: str, request: Request) -> HTMLResponse:
+async def part_trials(name: str, request: Request) -> HTMLResponse:
     """The table of trials."""
     desk = desk_of(request)
-    return HTMLResponse(desk.reader.once(f"html trials {name}", lambda: part("trials", name=name, **table(desk, name))))
+    return HTMLResponse(await desk.reader.shared(f"html trials {name}", lambda: part("trials", name=name, **table(desk, name))))
 
 
 @router.get("/parts/data/{name}")
-def part_data(name: str, request: Request) -> JSONResponse:
+async def part_data(name: str, request: Request) -> Response:
     """What the drawings show."""
     desk = desk_of(request)
-    return desk.reader.once(f"data {name}", lambda: JSONResponse(finite_json(drawn(desk, name))))
+    return Response(
+        await desk.reader.shared(f"data {name}", lambda: json.dumps(finite_json(drawn(desk, name)))), media_type="application/json"
+    )
 
 
 def summary(desk: Desk, name: str) -> dict[str, Any]:

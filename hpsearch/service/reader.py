@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -20,8 +21,8 @@ from hpsearch.search.queue import Entry, Queue
 from hpsearch.search.store import open_storage
 from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
 
-FRESH = 0.5  # seconds for which what was read is good enough
-KEPT = 64  # things read that are kept
+FRESH = 1.0  # seconds for which what was read is good enough, unless it was changed here
+KEPT = 256  # things read that are kept
 SORTABLE = ("number", "status", "score", "val_loss", "seconds", "best_epoch", "started", "ended")
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class Reader:
         self.memory: dict[str, tuple[float, Any]] = {}
         self.locks: dict[str, threading.Lock] = {}
         self.guard = threading.Lock()
+        self.flights: dict[str, asyncio.Future[Any]] = {}
 
     def close(self) -> None:
         """Close connections."""
@@ -49,12 +51,36 @@ class Reader:
             if time.monotonic() - at > FRESH:
                 value = read()
                 with self.guard:
+                    self.memory.pop(key, None)  # the newest stand last
                     self.memory[key] = (time.monotonic(), value)
                     for old in list(self.memory)[:-KEPT]:
                         del self.memory[old]
-                        self.locks.pop(old, None)
+                    if len(self.locks) > 4 * KEPT:  # whoever holds one of them goes on with it
+                        self.locks = {kept: lock for kept, lock in self.locks.items() if kept in self.memory}
             kept: T = value
         return kept
+
+    def peek(self, key: str) -> Any:
+        """What was read of late under that key; None for nothing."""
+        at, value = self.memory.get(key, (-math.inf, None))
+        return value if time.monotonic() - at <= FRESH else None
+
+    async def shared(self, key: str, read: Callable[[], T]) -> T:
+        """As `once`, for many requests at the same moment: one thread reads, and none where it is known."""
+        if (known := self.peek(key)) is not None:
+            kept: T = known
+            return kept
+        if key not in self.flights:
+            flight = self.flights[key] = asyncio.ensure_future(asyncio.to_thread(self.once, key, read))
+            flight.add_done_callback(lambda _: self.flights.pop(key, None))
+        found: T = await asyncio.shield(self.flights[key])
+        return found
+
+    def forget(self, name: str) -> None:
+        """Somebody has changed that study: what was read of it is old."""
+        with self.guard:
+            for key in [key for key in self.memory if key.endswith(f" {name}") or key in ("overview", "html studies", "counts")]:
+                del self.memory[key]
 
     # ------------------------------------------------------------ studies
 
@@ -96,7 +122,7 @@ class Reader:
         try:
             stored = self.stored(name)
         except NotFound:
-            nothing = {"objective": None, "best": None, "default": None, "gain": None, "facts": {}, "warnings": []}
+            nothing: dict[str, Any] = {"objective": None, "best": None, "default": None, "gain": None, "facts": {}, "warnings": []}
             return row | nothing | {"spec": dict(entry.values) if entry else {}}
         shown: dict[str, Any] = finite_json(row | about(stored))
         return shown

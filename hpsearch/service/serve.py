@@ -41,7 +41,7 @@ def application(where: Place, guard: Guard, slots: int = 0, ui: str = "", log: C
     """The application; its queue runs from startup to shutdown."""
     queue = Queue(where.storage)
     runner = Runner(queue, where, slots)
-    desk = Desk(queue, runner, Reader(queue, where), where, guard, ui)
+    desk = Desk(queue, runner, Reader(queue, where), where, guard, ui=ui)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
