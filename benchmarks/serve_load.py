@@ -130,9 +130,8 @@ def main():
         finally:
             process.terminate()
             process.wait(60)
-    print(
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load average before {os.getloadavg()[2]:.1f}, after {os.getloadavg()[0]:.1f}"
-    )
+    cores, (last, _, before) = len(os.sched_getaffinity(0)), os.getloadavg()
+    print(f"{platform.machine()}, {cores} cores, load average {before:.1f} over 15 minutes, {last:.1f} over the last")
     print(f"{options.watchers} watchers, {options.rate} submissions a second for {lasted:.0f} s; the watched study ended {ended} trials")
     for kind, seconds in took.items():
         if len(seconds) > 1:

@@ -1,16 +1,25 @@
 """The queue of studies: what may follow what, who comes next, and that claims are made once."""
 
+import os
 import shutil
-import sqlite3
+import signal
+import socket
+import subprocess
+import tempfile
 import threading
+import time
+from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy import update
 
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound, WaitOrStop
 from hpsearch.search import queue as queues
 from hpsearch.search.catalog import study_names
-from hpsearch.search.queue import LOSSES, Queue
+from hpsearch.search.queue import LOSSES, QUEUE, Queue
 from hpsearch.search.store import open_storage, opened
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +29,50 @@ def empty(tmp_path_factory):
     return folder / "hpsearch.db"
 
 
-@pytest.fixture
-def url(tmp_path, empty):
-    shutil.copy(empty, tmp_path / "hpsearch.db")
-    return f"sqlite:///{tmp_path}/hpsearch.db"
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+INITDB = str(BINARIES[-1]) if BINARIES else shutil.which("initdb")
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A PostgreSQL server of this test's own; the address of its databases."""
+    if INITDB is None:
+        pytest.skip("no PostgreSQL: `apt-get install postgresql` lets these tests try the queue on it")
+    place = Path(tempfile.mkdtemp(prefix="hpsearch-queue-"))
+    who = {"user": "nobody"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
+    if who:
+        shutil.chown(place, "nobody")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    subprocess.run([INITDB, "-D", place / "data", "-U", "hp", "-A", "trust"], check=True, capture_output=True, cwd=place, **who)
+    command = [Path(INITDB).parent / "postgres", "-D", place / "data", "-p", str(port), "-k", place]
+    server = subprocess.Popen([*command, "-c", "listen_addresses=127.0.0.1"], cwd=place, stderr=subprocess.DEVNULL, **who)
+    until(lambda: answers(port))
+    yield f"postgresql+psycopg://hp@127.0.0.1:{port}"
+    server.send_signal(signal.SIGQUIT)
+    server.wait()
+    shutil.rmtree(place)
+
+
+def answers(port):
+    try:
+        psycopg.connect(f"postgresql://hp@127.0.0.1:{port}/postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path, empty):
+    if request.param == "sqlite":
+        shutil.copy(empty, tmp_path / "hpsearch.db")
+        return f"sqlite:///{tmp_path}/hpsearch.db"
+    server = request.getfixturevalue("postgres")
+    name = f"q{time.monotonic_ns()}"
+    with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as db:
+        db.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
 
 
 @pytest.fixture
@@ -157,14 +206,19 @@ def test_a_lost_process_gives_its_row_back_a_few_times(queue):
     assert queue.lost(queue.latest("b"), "gone") == "cancelled"
 
 
+def used(queue, number, seconds):
+    """As if that study had run so long."""
+    with queue.engine.begin() as db:
+        db.execute(update(QUEUE).where(QUEUE.c.id == number).values(seconds=seconds))
+
+
 def test_priorities_then_fair_shares_then_age(queue):
     first = run(queue, "a1", share="ada")
     second = add(queue, "a2", share="ada")
     other = add(queue, "b1", share="bob")
     assert queue.next() == other.id, "ada has one running"
     queue.conclude(first.id, 7, "done", trials=5)
-    with sqlite3.connect(queue.engine.url.database) as db:
-        db.execute("UPDATE hpsearch_queue SET seconds = 100 WHERE id = ?", (first.id,))
+    used(queue, first.id, 100)
     assert queue.next() == other.id, "ada has had her turn"
     assert queue.next([other.id]) == second.id
     urgent = add(queue, "a3", share="ada", priority=1)
@@ -187,8 +241,7 @@ def test_equal_shares_take_turns(queue):
         order.append(entry.share)
         assert queue.claim(number, "here", 7, 1.0, 0)
         queue.conclude(number, 7, "done", trials=5)
-        with sqlite3.connect(queue.engine.url.database) as db:
-            db.execute("UPDATE hpsearch_queue SET seconds = ? WHERE id = ?", (10 + turn, number))
+        used(queue, number, 10 + turn)
     assert order == ["ada", "bob"] * 3
 
 
