@@ -19,6 +19,7 @@ from hpsearch.spec import EMBEDDED_DATA, StudySpec
 COOKIE = "hpsearch_session"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 SAFE = ("GET", "HEAD")
+OURS = ("/api/", "/parts/", "/static/", "/compare/")  # nothing of another site leads there
 WEAKEST = 16  # characters of a token
 OPEN = ("/api/health", "/login", "/static/app.css")  # what is answered without a token
 
@@ -39,12 +40,14 @@ class Guard:
         name = host_name(headers.get("host", ""))
         if name not in self.hosts:
             return 421, f"this server does not go by the name {name[:80]!r}: open it by its own, or start it with --allow-host"
+        foreign = headers.get("sec-fetch-site") not in (None, "same-origin", "none")
         if method not in SAFE:
-            origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-            if origin is not None and not same_origin(origin, headers.get("host", "")):
-                return 403, "a page of another site may not ask for this"
-            if site not in (None, "same-origin", "none"):
-                return 403, "a page of another site may not ask for this"
+            origin = headers.get("origin")
+            foreign = foreign or (origin is not None and not same_origin(origin, headers.get("host", "")))
+        elif not path.startswith(OURS):  # other sites may link to pages, not have things done here as a picture or a script
+            foreign = False
+        if foreign:
+            return 403, "a page of another site may not ask for this"
         if self.token and path not in OPEN and not self.known(headers, cookies):
             return 401, "this server wants its token: Authorization: Bearer TOKEN, HPSEARCH_TOKEN for the command line, or the page /login"
         return None

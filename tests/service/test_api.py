@@ -4,11 +4,13 @@ import http.client
 import io
 import json
 import re
+import subprocess
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
-from serving import LONG, SHORT, Server
+from serving import HPSEARCH, LONG, SHORT, Server
 
 from hpsearch import Client
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, NotFound, WaitOrStop
@@ -216,10 +218,6 @@ def test_the_loops_own_time_is_measured(server, long):
 
 
 def test_a_study_of_the_command_line_is_shown_and_not_steered(server, done):
-    import subprocess
-
-    from serving import HPSEARCH
-
     command = [HPSEARCH, "run", "--trials", "2", "--no-tracking", "--name", "by-hand", "--set", "space.epochs=2"]
     subprocess.run(command, cwd=server.folder, check=True, capture_output=True)
     until(lambda: server.study("by-hand")["ended"] == 2)
@@ -262,10 +260,6 @@ def test_the_client_has_the_same_verbs_and_errors(server, done, tmp_path):
 
 
 def test_the_command_line_on_a_server(server, done, tmp_path):
-    import subprocess
-
-    from serving import HPSEARCH
-
     def command(*arguments):
         return subprocess.run([HPSEARCH, "--server", server.address, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
@@ -283,3 +277,17 @@ def test_the_command_line_on_a_server(server, done, tmp_path):
     refused = command("best", "by-cli")
     assert (refused.returncode, "is not for a server" in refused.stderr) == (2, True)
     assert command("run", "--sampler", "tqe").returncode == 2
+
+
+def test_the_notebook_runs(server, done, tmp_path, monkeypatch, capsys):
+    notebook = json.loads((Path(__file__).parents[2] / "docs" / "client.ipynb").read_text())
+    monkeypatch.setenv("HPSEARCH_SERVER", server.address)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("trial-") for line in said) == 4
+    assert said[-1] == "6"
+    assert (tmp_path / "notebook.html").exists()

@@ -63,6 +63,36 @@ def test_a_page_of_another_site_cannot_ask_for_anything(server, headers):
     assert server.raw("PATCH", "/api/studies/x", b"{}", headers)[0] == 403
 
 
+def test_no_route_is_open_to_strangers(server, tmp_path):
+    """Every route with every method, as the application has them: a new one is tried by itself."""
+    from hpsearch.places import place
+    from hpsearch.service.serve import application
+
+    app = application(place(tmp_path, track=False), make_guard("127.0.0.1", "", (), (), False, tmp_path))
+    tried = 0
+    for path, methods in routes(app.routes):
+        path = path.replace("{name}", "one").replace("{number}", "1").replace("{verb}", "cancel")
+        for method in methods:
+            for host in ("evil.com", "evil.com:80", "127.0.0.1.nip.io"):
+                assert server.raw(method, path, headers={"host": host})[0] == 421, (method, path)
+            foreign = [{"origin": "http://evil.com"}, {"origin": "null"}] if method not in ("GET", "HEAD") else []
+            foreign += [{"sec-fetch-site": "cross-site"}] if method != "GET" or path.startswith(("/api/", "/parts/")) else []
+            for headers in foreign:
+                assert server.raw(method, path, b"{}", headers)[0] == 403, (method, path)
+            tried += 1
+    assert tried > 35
+
+
+def routes(found):
+    """Path and methods of every route, of routers in routers too."""
+    for route in found:
+        if hasattr(route, "methods") and hasattr(route, "path"):
+            yield route.path, sorted((route.methods or set()) - {"HEAD"})
+        else:
+            inner = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", ())
+            yield from routes(inner)
+
+
 def test_its_own_page_can(server):
     own = {"origin": f"http://127.0.0.1:{server.port}", "sec-fetch-site": "same-origin"}
     assert server.raw("POST", "/api/studies/nope/cancel", None, own)[0] == 404
