@@ -184,7 +184,10 @@ def running(study: str, storage: str | None) -> Any:
 
 def server(verb: str, study: str) -> Client:
     """The server that was named; FixInput without one."""
+    from hpsearch.names import check_name
+
     client = served()
+    check_name(study)
     if client is None:
         raise FixInput(f"`hpsearch --server URL {verb} {study}` has a server do it; without one, Ctrl-C and `hpsearch run` do the same")
     return client

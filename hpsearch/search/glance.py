@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, select, true
 
 STUDIES: Table = models.StudyModel.__table__
 DIRECTIONS: Table = models.StudyDirectionModel.__table__
@@ -35,12 +35,12 @@ def glances(storage: RDBStorage, names: Sequence[str] | None = None) -> dict[str
         if names is not None:
             asked = asked.where(STUDIES.c.study_name.in_(list(names)))
         known = {row[0]: row[1] for row in db.execute(asked)}
-        mine = TRIALS.c.study_id.in_(list(known))
+        mine = TRIALS.c.study_id.in_(list(known)) if names is not None else true()  # databases take only so many values
         down = {number: way == StudyDirection.MINIMIZE for number, way in db.execute(select(DIRECTIONS.c.study_id, DIRECTIONS.c.direction))}
         fates = db.execute(select(TRIALS.c.study_id, TRIALS.c.state, func.count()).where(mine).group_by(TRIALS.c.study_id, TRIALS.c.state))
         counts: dict[int, dict[str, int]] = {number: {} for number in known}
         for number, state, count in fates:
-            counts[number][FATES.get(state, "waiting")] = count
+            counts.setdefault(number, {})[FATES.get(state, "waiting")] = count
         ended = (
             select(TRIALS.c.study_id, func.min(VALUES.c.value), func.max(VALUES.c.value))
             .join(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
