@@ -19,6 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 WATCHED = {"name": "watched", "trials": 100_000, "pruner": "none", "space": {"epochs": 20, "frozen_layers": {"low": 4, "high": 6}}}
 
@@ -127,12 +129,14 @@ def main():
         process, port = start(Path(place))
         try:
             took, found, heard, lost, lasted, ended = asyncio.run(load(port, options.seconds, options.watchers, options.rate))
+            spent = sum(psutil.Process(process.pid).cpu_times()[:2])
         finally:
             process.terminate()
             process.wait(60)
     cores, (last, _, before) = len(os.sched_getaffinity(0)), os.getloadavg()
     print(f"{platform.machine()}, {cores} cores, load average {before:.1f} over 15 minutes, {last:.1f} over the last")
     print(f"{options.watchers} watchers, {options.rate} submissions a second for {lasted:.0f} s; the watched study ended {ended} trials")
+    print(f"the server used {spent:.1f} s of processor, start included")
     for kind, seconds in took.items():
         if len(seconds) > 1:
             cuts = statistics.quantiles(seconds, n=100)
