@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
+from hpsearch.control import Control
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
+from hpsearch.journal import Journal
 from hpsearch.machine import listenable, stop_signals
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
@@ -86,9 +88,16 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     executor = begin_workers(spec, name, say)  # torch loads while Optuna does
     from hpsearch.search.store import open_existing, open_storage
 
-    with hold(folder, where.storage, name) as lease, stop_signals() as stopped_by:
-        mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
-        trackers: list[Tracker] = [*([mlflow] if mlflow else []), *listeners]
+    with hold(folder, where.storage, name) as lease, stop_signals() as signalled:
+        control, journal = Control(folder), Journal(folder)
+        control.begin()
+
+        def stopped_by() -> int | None:
+            return signalled() or (signal.SIGINT if control.asked().pause else None)
+
+        heard = [journal, *listeners]
+        mlflow = tracking.MlflowTracker(where.tracking, folder, heard) if where.tracking else None
+        trackers: list[Tracker] = [*([mlflow] if mlflow else []), control, *heard]
         try:
             from hpsearch.orchestrator import Orchestrator
             from hpsearch.proving import Prover, due
@@ -129,6 +138,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         timeout=spec.timeout,
                         ahead=ask_ahead(spec.sampler, executor.workers),
                         stop=stop,
+                        asked=control.asked,
                     )
                     reason = loop.run(name, spec.resolved(), stored.runs)
                 if proving and executor.ref is not None and reason != "interrupted" and due(read_study(storage, name)):

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpsearch import __version__
-from hpsearch.errors import FixSetup, HpsearchError, exit_code
+from hpsearch import __version__, cli_service
+from hpsearch.errors import FixSetup
+from hpsearch.options import F, guarded, harmless, located, served, stored
 
 if TYPE_CHECKING:
     from hpsearch.compared import Compared
     from hpsearch.places import Place
     from hpsearch.types import TrialRecord
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
@@ -39,49 +37,20 @@ class Commands(click.Group):
             from hpsearch.errors import nearest
 
             raise click.UsageError(f"no command '{args[0]}': {nearest(args[0], self.commands)}", ctx)
+        if args and ctx.params.get("server") is not None and args[0] not in cli_service.SERVED and not args[0].startswith("-"):
+            raise click.UsageError(f"'{args[0]}' is not for a server: with --server there are {', '.join(cli_service.SERVED)}", ctx)
         return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version", prog_name="hpsearch")
-def main() -> None:
+@click.option("--server", metavar="URL", help="have the command done by `hpsearch serve` there; its token is in HPSEARCH_TOKEN")
+def main(server: str | None) -> None:
     """Search hyperparameters of fine-tuning: Optuna samplers, one training kernel, MLflow, reports.
 
     `hpsearch run` with no file runs the embedded default study; `hpsearch report` and `hpsearch ui` show what came out.
     """
-
-
-def guarded(command: F) -> F:
-    """Turn an HpsearchError into its message and exit code."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except HpsearchError as error:
-            click.echo(f"hpsearch: {harmless(str(error))}", err=True)
-            sys.exit(exit_code(error))
-        except KeyboardInterrupt:
-            click.echo("hpsearch: stopped", err=True)
-            sys.exit(130)
-        except BrokenPipeError:  # `hpsearch show | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def harmless(text: str) -> str:
-    """Text that does nothing to a terminal, whoever chose the names in it; its lines stay lines."""
-    from hpsearch.finetune.printable import escaped
-
-    return "\n".join(map(escaped, text.split("\n")))
-
-
-def stored(command: F) -> F:
-    """Options that say where studies are kept."""
-    command = click.option("--storage", metavar="URL", help="Optuna storage: file or URL  [default: hpsearch.db here]")(command)
-    return click.option("--json", "as_json", is_flag=True, help="print JSON on standard output")(command)
+    del server  # options.served
 
 
 def runs(command: F) -> F:
@@ -91,13 +60,6 @@ def runs(command: F) -> F:
     return click.option("--set", "settings", multiple=True, metavar="A.B=C", help="change one value of the study, e.g. space.dropout=0.1")(
         command
     )
-
-
-def located(storage: str | None, tracking_uri: str | None = None, track: bool = True) -> Place:
-    """Where things are, from the options and the working folder."""
-    from hpsearch import places
-
-    return places.place(Path.cwd(), storage, tracking_uri, track)
 
 
 @main.command()
@@ -121,6 +83,7 @@ def located(storage: str | None, tracking_uri: str | None = None, track: bool = 
 @click.option("--references/--no-references", default=None, help="also train from scratch, and the head alone: what each step buys")
 @click.option("--confirm", metavar="KxS", help="train the best K again on S fresh seeds, then open the test split")
 @click.option("--cv", metavar="KxF", help="the same on F folds instead of seeds")
+@click.option("--detach", is_flag=True, help="with --server: do not wait for its end")
 @runs
 @stored
 @guarded
@@ -132,6 +95,7 @@ def run(
     no_tracking: bool,
     as_json: bool,
     workers: str | None,
+    detach: bool,
     **flags: Any,
 ) -> None:
     """Run a study to its number of trials, or go on with it.
@@ -145,6 +109,9 @@ def run(
 
     path = study_file(study) if study else None if own(flags, settings) else folder("studies") / "digits.yaml"
     spec = load_spec(path, settings, flags | {"workers": workers})
+    if client := served():
+        cli_service.run(client, spec, detach, as_json)
+        return
     where = located(storage, tracking_uri, not no_tracking)
     from rich.console import Console
 
@@ -267,6 +234,9 @@ def own(flags: dict[str, Any], settings: tuple[str, ...]) -> bool:
 @guarded
 def list_(storage: str | None, as_json: bool) -> None:
     """List the studies in the storage."""
+    if client := served():
+        cli_service.list_studies(client, as_json)
+        return
     from hpsearch import actions
 
     studies = actions.list_studies(located(storage, track=False))
@@ -291,6 +261,9 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
 
     STUDY may be left out when there is only one.
     """
+    if client := served():
+        cli_service.show(client, study, as_json)
+        return
     from hpsearch import places
     from hpsearch.diagnosis import warnings_of
     from hpsearch.reporting import study_json
@@ -371,6 +344,9 @@ def report(
     It is one self-contained HTML file that opens offline. JSON holds everything that the page shows as data; csv and png make a folder
     with the table behind each figure, and with each figure as an image.
     """
+    if client := served():
+        cli_service.report(client, study, output, as_json)
+        return
     from hpsearch import reporting
 
     written = reporting.report(located(storage), study, output, fmt, page, trial)
@@ -694,6 +670,10 @@ def ui(tracking_uri: str | None, host: str, port: int) -> None:
         os.execv(command[0], command)  # so that whoever ends this command ends MLflow
     except OSError as error:
         raise FixSetup(f"MLflow could not be started: {error}") from None
+
+
+for command in cli_service.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

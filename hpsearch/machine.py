@@ -8,13 +8,16 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -89,6 +92,55 @@ def born(process: int) -> float:
     with suppress(psutil.Error):
         return psutil.Process(process).create_time()
     return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a machine has to do at the moment."""
+
+    cores: int
+    busy: float  # share of all cores, since it was asked before
+    memory: int  # bytes
+    memory_used: int
+    gpus: tuple[GpuLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """A GPU at the moment."""
+
+    index: int
+    name: str
+    busy: float  # share of the time
+    memory: int  # bytes
+    memory_used: int
+
+
+def load() -> Load:
+    """What this machine has to do."""
+    memory = psutil.virtual_memory()
+    busy = psutil.cpu_percent() / 100
+    return Load(usable_cores(), busy, int(memory.total), int(memory.total - memory.available), gpu_loads())
+
+
+def gpu_loads() -> tuple[GpuLoad, ...]:
+    """What its GPUs have to do, as nvidia-smi tells; none where there is no such program."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        asked = [program, "--query-gpu=index,name,utilization.gpu,memory.total,memory.used", "--format=csv,noheader,nounits"]
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = []
+    for line in told.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        with suppress(ValueError):
+            index, name, busy, total, used = parts
+            share = float(busy) / 100 if busy[:1].isdigit() else 0.0  # "[N/A]" where a GPU is shared out
+            found.append(GpuLoad(int(index), name, share, int(total) << 20, int(used) << 20))
+    return tuple(found)
 
 
 def listenable(host: str, port: int) -> int:

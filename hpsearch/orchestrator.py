@@ -14,10 +14,13 @@ from typing import Any
 from hpsearch.faults import crash_point
 from hpsearch.protocols import GRACE, Executor, Message, Searcher, Tracker
 from hpsearch.types import (
+    Asked,
+    BudgetRaised,
     EpochDone,
     Event,
     Facts,
     Job,
+    LoopSpent,
     Notice,
     Outcome,
     Progress,
@@ -35,10 +38,12 @@ from hpsearch.types import (
 
 MOST_LOSSES = 3  # of a trial's worker; then the trial has failed
 TURN = 0.02  # seconds of asking for trials after which those that run are heard
+STOPPED = "stopped on request"  # why a trial ended that somebody asked to stop
+TOLD = 5.0  # seconds after which the loop tells again what it has taken
 
 
 class Orchestrator:
-    """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None.
+    """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None. So is `asked`.
 
     `facts` are those of workers that were started already. `tidy`: only the weights of the best trial are kept.
     """
@@ -53,15 +58,19 @@ class Orchestrator:
         timeout: float | None = None,
         ahead: int = 0,
         stop: Callable[[], str | None] = lambda: None,
+        asked: Callable[[], Asked] = Asked,
         facts: Facts | None = None,
         tidy: bool = True,
     ) -> None:
         self.searcher, self.executor, self.trackers = searcher, executor, trackers
         self.budget, self.timeout, self.ahead, self.stop = budget, timeout, ahead, stop
+        self.asked = asked
         self.job_ids = itertools.count()
         self.live: set[int] = set()  # jobs
         self.prepared: deque[Trial] = deque()  # asked ahead of a free worker
         self.interrupted: set[int] = set()
+        self.unwanted: set[int] = set()  # trials that somebody asked to stop
+        self.spent, self.ended, self.told = 0.0, 0, time.monotonic()  # what the loop has taken, trials that ended, when that was told
         self.trials: dict[int, Trial] = {}  # as handed out last
         self.held = ""  # what holds the study up
         self.away = ""  # why the storage is behind
@@ -78,6 +87,7 @@ class Orchestrator:
         """
         searcher, workers = self.searcher, self.executor.workers
         earlier = tuple(searcher.records())
+        self.heed()
         size, known = searcher.size(self.budget), searcher.known
         self.record(StudyStarted(study, searcher.uid, spec, earlier, size, workers, known, beside, experiment))
         if self.facts is not None:
@@ -98,8 +108,9 @@ class Orchestrator:
         begun = time.monotonic()
         asked_to_stop: float | None = None
         while True:
-            more = False
+            more, turn = False, time.monotonic()
             reason = self.stop()
+            self.heed()
             late = self.timeout is not None and time.monotonic() - begun >= self.timeout
             if reason is not None:
                 if asked_to_stop is None:
@@ -115,8 +126,23 @@ class Orchestrator:
                 if not self.live and not self.pending():
                     self.settle(over=True)
                     return "exhausted" if self.searcher.remaining(self.budget) else "budget"
-            for message in self.executor.poll(0.0 if more else 0.2):
+            waits = time.monotonic()
+            messages = self.executor.poll(0.0 if more else 0.2)
+            waited = time.monotonic() - waits
+            for message in messages:
                 self.handle(message, stopping=reason is not None)
+            self.spent += time.monotonic() - turn - waited
+            if time.monotonic() - self.told > TOLD:
+                self.told = time.monotonic()
+                self.record(LoopSpent(self.spent, self.ended))
+
+    def heed(self) -> None:
+        """Take more trials on, if that is asked."""
+        trials = self.asked().trials
+        if trials > self.budget:
+            self.budget = trials
+            self.searcher.extend(trials)
+            self.record(BudgetRaised(self.searcher.size(trials)))
 
     def waits(self) -> bool:
         """Whether something outside holds the study up, such as a full disk; it is told, and when it is over."""
@@ -195,10 +221,13 @@ class Orchestrator:
     def judge(self, progress: Progress, stopping: bool) -> bool:
         """Whether the trial stops here: the pruner says so, or the study is being stopped before its last epoch."""
         if progress.epoch <= self.searcher.epochs(progress.trial):
-            return progress.trial in self.interrupted
+            return progress.trial in self.interrupted or progress.trial in self.unwanted
         stop = self.searcher.report(progress) and not progress.again  # it went on from there
         if stopping and progress.epoch < progress.epochs:
             self.interrupted.add(progress.trial)
+        elif progress.trial in self.asked().stop and progress.epoch < progress.epochs:
+            self.unwanted.add(progress.trial)
+            stop = True
         self.record(EpochDone(progress, stop, progress.at or time.time()))
         return stop or progress.trial in self.interrupted
 
@@ -216,6 +245,9 @@ class Orchestrator:
             return
         if losses > 1 and outcome.lost:
             outcome = replace(outcome, error=f"{outcome.error}, for the {losses}. time")
+        if outcome.trial in self.unwanted and outcome.status is Status.PRUNED:  # it waits at no rung
+            forget(outcome.state)
+            outcome = replace(outcome, error=STOPPED, state=None)
         crash_point("before-tell")
         record = self.searcher.tell(outcome)
         crash_point("after-tell")
@@ -239,6 +271,7 @@ class Orchestrator:
 
     def conclude(self, record: TrialRecord) -> None:
         """Tell of an ended trial; keep the weights of the best one only."""
+        self.ended += 1
         before, self.best = self.best, best_record([record, *([self.best] if self.best else [])])
         loser = before if self.best is record else record
         if self.tidy:

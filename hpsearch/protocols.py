@@ -159,6 +159,10 @@ class Searcher(Protocol):
         """How many trials the study will come to with `budget`; a grid may have fewer."""
         ...
 
+    def extend(self, budget: int) -> None:
+        """The study is to come to that many trials in all."""
+        ...
+
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
         ...

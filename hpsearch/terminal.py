@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.types import (
+    BudgetRaised,
     EpochDone,
     Event,
     Notice,
@@ -121,6 +122,8 @@ class Board:
                     self.end(record)
                 else:
                     self.beside.append(record)
+            case BudgetRaised(budget):
+                self.budget = budget
             case TrackingBehind(points):
                 self.behind = points
             case StudyEnded():
@@ -206,6 +209,8 @@ class Lines:
                 self.say(f"{title}: {runs} run{'s' * (runs != 1)}")
             case TrialEnded(record, best):
                 self.say(self.line(record, best))
+            case BudgetRaised(budget):
+                self.say(f"More trials were asked for: the study goes on to {budget:,}")
             case TrialAgain() | Notice():
                 self.say(news(event))
 

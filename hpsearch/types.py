@@ -517,6 +517,30 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of a session while it runs."""
+
+    pause: bool = False
+    stop: frozenset[int] = frozenset()  # trials
+    trials: int = 0  # that the study is to come to; 0: as many as it began with
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRaised:
+    """The study will come to more trials than it began with."""
+
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSpent:
+    """What the loop itself has taken so far in this session, waiting for workers apart."""
+
+    seconds: float
+    trials: int  # that ended meanwhile
+
+
+@dataclass(frozen=True, slots=True)
 class TrackingBehind:
     """MLflow does not take what it is told; 0: it has caught up."""
 
@@ -569,6 +593,8 @@ Event: TypeAlias = (
     | EpochDone
     | TrialAgain
     | Notice
+    | BudgetRaised
+    | LoopSpent
     | TrackingBehind
     | TrialPaused
     | TrialEnded

@@ -128,3 +128,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise FixInput(f"{path} must hold keys such as `sampler: tpe`, not a {type(values).__name__}")
     return values
+
+
+def write_yaml(value: Any, flow: bool = False) -> str:
+    """A mapping as YAML that `parse_yaml` reads back, a key a line where it is short; `flow`: any value, on one line."""
+    if flow:
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 16, sort_keys=False)
+        return str(text).removesuffix("\n").removesuffix("\n...")
+    lines = (
+        f"{key}: {write_yaml(entry, flow=True)}" if not isinstance(entry, dict) or len(str(entry)) < 80 else block({key: entry})
+        for key, entry in value.items()
+    )
+    return "\n".join(line.rstrip("\n") for line in lines) + "\n"
+
+
+def block(value: object) -> str:
+    """A value over several lines, its innermost mappings on one."""
+    text: str = yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=100, sort_keys=False)
+    return text

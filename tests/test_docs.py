@@ -20,8 +20,8 @@ from tests.finetune.photographs import tiles
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
-# Started and stopped in tests/test_main_job.py and tests/test_real_data.py.
-ELSEWHERE = ("hpsearch ui", "hpsearch run --data photos --model resnet50")
+# Started and stopped in tests/test_main_job.py, tests/test_real_data.py and tests/service.
+ELSEWHERE = ("hpsearch ui", "hpsearch serve", "hpsearch --server ", "hpsearch run --data photos --model resnet50")
 
 
 def blocks(page, language):

@@ -14,6 +14,9 @@ from hpsearch.resources import PACKAGE
 OWNERS = {
     "optuna": ("hpsearch.search",),
     "sqlalchemy": ("hpsearch.search",),
+    "fastapi": ("hpsearch.service",),
+    "starlette": ("hpsearch.service",),
+    "uvicorn": ("hpsearch.service",),
     "torch": ("hpsearch.finetune",),
     "torchvision": ("hpsearch.finetune",),
     "safetensors": ("hpsearch.finetune",),
@@ -24,11 +27,11 @@ OWNERS = {
     "plotly": ("hpsearch.report",),
     "pandas": ("hpsearch.report", "hpsearch.tracking.registry", "hpsearch.tracking.served"),
     "scipy": ("hpsearch.report", "hpsearch.statistics"),
-    "jinja2": ("hpsearch.report",),
-    "click": ("hpsearch.cli",),
-    "rich": ("hpsearch.terminal", "hpsearch.race", "hpsearch.printing", "hpsearch.cli"),
+    "jinja2": ("hpsearch.report", "hpsearch.service"),
+    "click": ("hpsearch.cli", "hpsearch.cli_service", "hpsearch.options"),
+    "rich": ("hpsearch.terminal", "hpsearch.race", "hpsearch.printing", "hpsearch.cli", "hpsearch.service"),
     "yaml": ("hpsearch.yamlfile",),
-    "pydantic": ("hpsearch.spec",),
+    "pydantic": ("hpsearch.spec", "hpsearch.service"),
     "filelock": ("hpsearch.search.store", "hpsearch.machine", "hpsearch.finetune.shelf"),
     "pyarrow": ("hpsearch.finetune.manifests",),
     "psutil": ("hpsearch.machine",),
@@ -50,6 +53,9 @@ FLOORS = (
         "hpsearch.devices",
         "hpsearch.faults",
         "hpsearch.keeping",
+        "hpsearch.control",
+        "hpsearch.journal",
+        "hpsearch.client",
         "hpsearch.dbfile",
         "hpsearch.provenance",
         "hpsearch.names",
@@ -77,7 +83,16 @@ FLOORS = (
         "hpsearch.replaying",
         "hpsearch.reporting",
     ),
-    ("hpsearch.cli", "hpsearch.terminal", "hpsearch.printing", "hpsearch.summary", "hpsearch.race"),
+    (
+        "hpsearch.cli",
+        "hpsearch.cli_service",
+        "hpsearch.options",
+        "hpsearch.service",
+        "hpsearch.terminal",
+        "hpsearch.printing",
+        "hpsearch.summary",
+        "hpsearch.race",
+    ),
 )
 LOWEST = {
     "hpsearch.dbfile": ("hpsearch.errors",),
@@ -96,6 +111,9 @@ LOWEST = {
     "hpsearch.faults": (),
     "hpsearch.keeping": ("hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
     "hpsearch.names": ("hpsearch.errors",),
+    "hpsearch.control": ("hpsearch.types", "hpsearch.keeping"),
+    "hpsearch.journal": ("hpsearch.types",),
+    "hpsearch.client": ("hpsearch.errors",),
 }
 # Rooms that may use less than everything below them.
 ONLY = {
@@ -121,6 +139,11 @@ BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.comparing", "hpsearch.compared"),
     ("hpsearch.summary", "hpsearch.terminal"),
     ("hpsearch.cli", "hpsearch.printing"),
+    ("hpsearch.cli", "hpsearch.options"),
+    ("hpsearch.cli", "hpsearch.cli_service"),
+    ("hpsearch.cli_service", "hpsearch.options"),
+    ("hpsearch.cli_service", "hpsearch.service"),
+    ("hpsearch.service", "hpsearch.terminal"),
     ("hpsearch.delivery", "hpsearch.actions"),
     ("hpsearch.publishing", "hpsearch.actions"),
     ("hpsearch.publishing", "hpsearch.compared"),
@@ -190,8 +213,9 @@ def test_every_module_stands_on_a_floor():
     assert [m for m in MODULES if m != "hpsearch" and not any(within(m, rooms) for rooms in FLOORS)] == []
 
 
-def test_the_package_itself_imports_nothing():
-    assert OURS["hpsearch"] == []
+def test_the_package_itself_imports_nothing_before_it_is_asked_for():
+    assert [name for name, types_only, at_import in IMPORTS["hpsearch"] if name in MODULES and at_import and not types_only] == []
+    assert OURS["hpsearch"] == ["hpsearch.client"]
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "hpsearch"])

@@ -123,7 +123,7 @@ def test_any_settings_are_a_study_or_refused(given_settings):
 
 # ---------------------------------------------------------------- command lines
 
-NOT_HERE = {"ui"}  # it becomes MLflow's server
+NOT_HERE = {"ui", "serve"}  # these serve until they are ended
 TRIALS = ("--trials", "--n-trials")  # 0 of them, so that nothing is ever trained
 WORDS = st.text(st.characters(exclude_characters="\0"), max_size=12)
 

@@ -83,6 +83,7 @@ NAMES = [*CLIMBING, *SHELL, *BLANK, *LOOKALIKE, *BINARY, *RESERVED, *LONG]
 NO_NAMES = {
     *("storage", "tracking_uri", "settings", "data", "model", "weights", "output", "folder", "images", "page", "host", "device"),
     *("sampler", "samplers", "pruner", "objective", "confirm", "cv", "workers", "fmt"),
+    *("roots", "hosts", "token_file", "mlflow_page"),
 }
 FILES_TOO = {("run", "study"), ("model", "name")}  # the path or name of a study file, the name of a network
 
@@ -105,10 +106,12 @@ def arguments(command, parameter, name):
     given = [command.name]
     for other in command.params:
         if other.required and other is not parameter:
-            given += [other.opts[0], "out"] if isinstance(other, click.Option) else ["out"]
+            number = isinstance(other.type, click.IntRange)  # it stands after the name
+            given += [other.opts[0], "out"] if isinstance(other, click.Option) else [] if number else ["out"]
     if isinstance(parameter, click.Option):
         return [*given, f"{parameter.opts[-1]}={name}"]
-    return [*given, "--", *(["mine"] if parameter.nargs == -1 else []), name]
+    after = ["1"] * sum(isinstance(other.type, click.IntRange) and other.required for other in command.params)
+    return [*given, "--", *(["mine"] if parameter.nargs == -1 else []), name, *after]
 
 
 @pytest.fixture

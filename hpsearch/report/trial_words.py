@@ -67,7 +67,7 @@ def fate(record: TrialRecord) -> str:
     """What became of the trial."""
     words = {
         Status.COMPLETE: "was completed",
-        Status.PRUNED: "was stopped by the pruner",
+        Status.PRUNED: f"was {record.error}" if record.error else "was stopped by the pruner",
         Status.FAILED: "failed",
         Status.WAITING: "was interrupted and is to be trained again",
         Status.PAUSED: "waits at a rung",

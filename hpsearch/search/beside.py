@@ -108,6 +108,9 @@ class ListedRuns:
         """Runs that have not begun."""
         return self.remaining(budget)
 
+    def extend(self, budget: int) -> None:
+        """A list has its length."""
+
     def remember(self, facts: Facts) -> None:
         """The study's own searcher did."""
 

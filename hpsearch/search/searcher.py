@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -277,8 +277,10 @@ class OptunaSearcher:
         """Take note of how a trial ended and queue it for the storage."""
         n, outcome = outcome.trial, sound(outcome, self.spec.objective)
         record = TrialRecord.of(self.trials[n], outcome, self.started[n], time.time(), self.curves[n], self.spec.objective)
-        if self.rungs is not None and outcome.status is Status.PRUNED and outcome.state is not None:
-            return self.pause(record)
+        if self.rungs is not None and outcome.status is Status.PRUNED:
+            if outcome.state is not None:
+                return self.pause(record)
+            self.rungs.retire(n)  # it never goes on: another takes its place
         return self.conclude(record)
 
     def conclude(self, record: TrialRecord) -> TrialRecord:
@@ -384,11 +386,15 @@ class OptunaSearcher:
         """How many trials the study will come to: its budget, or what a grid has."""
         return most_trials(self.spec, [params for _, params in self.lead], budget)
 
+    def extend(self, budget: int) -> None:
+        """The study is to come to that many trials in all."""
+        self.spec = self.spec.model_copy(update={"trials": budget})
+        self.writer.put(lambda: self.store_about(lambda stored: {"spec": {**stored.get("spec", {}), "trials": budget}}))
+
     def remember(self, facts: Facts) -> None:
         """Keep what the first worker found out with the study."""
-        stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
-        known = remembered(stored.get("facts", {}), facts.values, time.time())
-        self.writer.put(lambda: self.store_about(stored | {"facts": known}))
+        at = time.time()
+        self.writer.put(lambda: self.store_about(lambda stored: {"facts": remembered(stored.get("facts", {}), facts.values, at)}))
 
     def close(self) -> None:
         """Write what is queued. Trials that did not end are marked WAITING, for the next session to train again."""
@@ -435,9 +441,10 @@ class OptunaSearcher:
 
     # ------------------------------------------------------------ the writer's side
 
-    def store_about(self, about: Mapping[str, Any]) -> None:
-        """Write the study's own record."""
-        self.storage.set_study_user_attr(self.study_id, RECORD, about)
+    def store_about(self, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Change the study's own record."""
+        stored = self.storage.get_study_user_attrs(self.study_id).get(RECORD, {})
+        self.storage.set_study_user_attr(self.study_id, RECORD, {**stored, **change(stored)})
         if self.folder is not None:
             keep_study(self.storage, self.spec.study_name(), self.folder)
 

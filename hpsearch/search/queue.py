@@ -1,0 +1,334 @@
+"""The queue of studies: one table beside Optuna's, changed by conditional updates, so that any process may die at any moment.
+
+A row is `queued` until the study's own process claims it. Nobody else says that a study runs, and nothing but the row has to survive:
+a server that starts finds what is queued, what runs, and what ran in a process that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+from hpsearch.errors import ChooseAnotherName, FixInput, NotFound, WaitOrStop
+from hpsearch.search.store import begin_immediate, open_storage, set_pragmas, sqlite_path
+
+ACTIVE = ("queued", "running", "paused")  # one row a study at most
+STATES = (*ACTIVE, "done", "failed", "cancelled")
+LOSSES = 5  # of a study's process, in a row; then the study has failed
+DAY = 86400.0  # seconds whose use counts for fair shares
+
+META = MetaData()
+QUEUE = Table(
+    "hpsearch_queue",
+    META,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("study", String(64), nullable=False, index=True),
+    Column("key", String(200), unique=True),  # of whoever submitted it, so that twice is once
+    Column("digest", String(64), nullable=False, default=""),  # of what was submitted under that key
+    Column("values", Text, nullable=False),  # the study as it was submitted, JSON
+    Column("trials", Integer, nullable=False),
+    Column("priority", Integer, nullable=False, default=0),  # larger ones first
+    Column("share", String(64), nullable=False, default=""),  # for whom: equal shares among equal priorities
+    Column("state", String(16), nullable=False),
+    Column("wanted", String(16)),  # what a running study is to become: paused or cancelled
+    Column("losses", Integer, nullable=False, default=0),  # of its process, in a row
+    Column("host", String(255)),
+    Column("pid", Integer),
+    Column("born", Float),  # when that process started: numbers are used again
+    Column("slot", Integer),  # which part of the machine it has
+    Column("submitted", Float, nullable=False),
+    Column("started", Float),
+    Column("ended", Float),
+    Column("seconds", Float, nullable=False, default=0.0),  # of running, in all sessions that have ended
+    Column("not_before", Float, nullable=False, default=0.0),
+    Column("note", Text, nullable=False, default=""),  # how it ended, for a person
+)
+Index(
+    "hpsearch_queue_active",
+    QUEUE.c.study,
+    unique=True,
+    sqlite_where=QUEUE.c.state.in_(ACTIVE),
+    postgresql_where=QUEUE.c.state.in_(ACTIVE),
+)
+Index("hpsearch_queue_state", QUEUE.c.state)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the queue; as the columns say."""
+
+    id: int
+    study: str
+    key: str | None
+    digest: str
+    values: Mapping[str, Any]
+    trials: int
+    priority: int
+    share: str
+    state: str
+    wanted: str | None
+    losses: int
+    host: str | None
+    pid: int | None
+    born: float | None
+    slot: int | None
+    submitted: float
+    started: float | None
+    ended: float | None
+    seconds: float
+    not_before: float
+    note: str
+
+
+COLUMNS = [QUEUE.c[field.name] for field in fields(Entry)]
+
+
+class Queue:
+    """The queue in the database of a storage; safe to use from several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        """Make storage and table where they are missing. Raises as `open_storage` does."""
+        open_storage(url, create=True).engine.dispose()
+        file = sqlite_path(url)
+        self.engine = create_engine(url, connect_args={"timeout": 60} if file else {}, pool_pre_ping=file is None)
+        self.reader = self.engine
+        if file is not None:
+            event.listen(self.engine, "connect", set_pragmas)
+            event.listen(self.engine, "begin", begin_immediate)
+            self.reader = create_engine(url, connect_args={"timeout": 60})
+        self.writing = threading.Lock()  # threads of one process queue up here rather than at SQLite's, which has them sleep
+        try:
+            META.create_all(self.engine)
+        except (OperationalError, ProgrammingError, IntegrityError):  # two servers at once: one of them has made it
+            if not inspect(self.engine).has_table(QUEUE.name):
+                raise
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+        self.reader.dispose()
+
+    # ------------------------------------------------------------ looking
+
+    def latest(self, study: str) -> Entry:
+        """The newest row of a study; NotFound without one."""
+        entries = self.rows(QUEUE.c.study == study, newest=True, limit=1)
+        if not entries:
+            raise NotFound(f"no study '{study}' was submitted here")
+        return entries[0]
+
+    def entry(self, number: int) -> Entry:
+        """The row of that number."""
+        return self.rows(QUEUE.c.id == number)[0]
+
+    def all_latest(self) -> list[Entry]:
+        """The newest row of every study, newest first."""
+        newest = select(func.max(QUEUE.c.id)).group_by(QUEUE.c.study)
+        return self.rows(QUEUE.c.id.in_(newest), newest=True)
+
+    def running(self) -> list[Entry]:
+        """What runs, on any host."""
+        return self.rows(QUEUE.c.state == "running")
+
+    def counts(self) -> dict[str, int]:
+        """How many rows are in each state."""
+        with self.reader.connect() as db:
+            found = db.execute(select(QUEUE.c.state, func.count()).group_by(QUEUE.c.state)).all()
+        return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
+
+    def rows(self, *where: Any, newest: bool = False, limit: int | None = None) -> list[Entry]:
+        """Rows as entries, in order of submission."""
+        asked = select(*COLUMNS).where(*where).order_by(QUEUE.c.id.desc() if newest else QUEUE.c.id).limit(limit)
+        with self.reader.connect() as db:
+            return [entry_of(row) for row in db.execute(asked).mappings()]
+
+    def next(self, taken: Sequence[int] = ()) -> int | None:
+        """The row to start now: the highest priority; of equal ones the share that runs least, then used least in a day; the oldest."""
+        now = time.time()
+        with self.reader.connect() as db:
+            waiting = db.execute(
+                select(QUEUE.c.id, QUEUE.c.priority, QUEUE.c.share).where(
+                    QUEUE.c.state == "queued", QUEUE.c.not_before <= now, QUEUE.c.id.not_in(list(taken))
+                )
+            ).all()
+            if not waiting:
+                return None
+            runs = select(QUEUE.c.share, func.count()).where((QUEUE.c.state == "running") | QUEUE.c.id.in_(list(taken)))
+            running: dict[str, int] = {row[0]: row[1] for row in db.execute(runs.group_by(QUEUE.c.share))}
+            uses = select(QUEUE.c.share, func.sum(QUEUE.c.seconds)).where(QUEUE.c.ended > now - DAY)
+            used: dict[str, float] = {row[0]: row[1] for row in db.execute(uses.group_by(QUEUE.c.share))}
+        best = min(waiting, key=lambda row: (-row.priority, running.get(row.share, 0), used.get(row.share, 0.0), row.id))
+        return int(best.id)
+
+    # ------------------------------------------------------------ what a person asks for
+
+    def add(
+        self,
+        study: str,
+        values: Mapping[str, Any],
+        trials: int,
+        priority: int = 0,
+        share: str = "",
+        key: str | None = None,
+        digest: str = "",
+    ) -> tuple[Entry, bool]:
+        """Submit a study: its row, and whether it is new.
+
+        The same key again gives the first row; FixInput when it came with something else. ChooseAnotherName while a study of that name
+        is queued, running or paused.
+        """
+        row: dict[str, Any] = {"study": study, "key": key, "digest": digest, "values": json.dumps(dict(values)), "trials": trials}
+        row |= {"priority": priority, "share": share, "state": "queued", "submitted": time.time()}
+        try:
+            with self.writing, self.engine.begin() as db:
+                made = db.execute(insert(QUEUE).values(**row)).inserted_primary_key
+                assert made is not None
+                return found(db, made[0]), True
+        except IntegrityError:
+            pass
+        if key is not None and (earlier := self.rows(QUEUE.c.key == key)):
+            if earlier[0].digest != digest:
+                raise FixInput(f"the idempotency key was used for another submission (study '{earlier[0].study}'): take a new one")
+            return earlier[0], False
+        raise ChooseAnotherName(f"a study '{study}' is queued, running or paused already: choose another name, or cancel that one")
+
+    def want(self, study: str, wanted: str) -> Entry:
+        """Have a study paused or cancelled: at once when it does not run. WaitOrStop when it has ended."""
+        with self.writing, self.engine.begin() as db:
+            entry = self.locked(db, study)
+            if entry.state == "running":
+                change(db, entry.id, wanted=wanted)
+            elif entry.state in ("queued", "paused"):
+                change(db, entry.id, state=wanted, wanted=None)
+            elif entry.state != wanted:
+                raise WaitOrStop(f"the study '{study}' has ended ({entry.state}): there is nothing to be {wanted}")
+            return found(db, entry.id)
+
+    def resume(self, study: str) -> Entry:
+        """Have a study go on, whatever it has come to."""
+        with self.writing, self.engine.begin() as db:
+            entry = self.locked(db, study)
+            if entry.state == "running":
+                change(db, entry.id, wanted=None)
+            elif entry.state != "queued":
+                change(db, entry.id, state="queued", wanted=None, losses=0, not_before=0.0, note="", ended=None)
+            return found(db, entry.id)
+
+    def revise(self, study: str, trials: int | None, priority: int | None) -> Entry:
+        """Another number of trials (more only), another priority; a study that is done goes on when it is to come to more trials."""
+        with self.writing, self.engine.begin() as db:
+            entry = self.locked(db, study)
+            if trials is not None and trials < entry.trials:
+                raise FixInput(f"trials: the study '{study}' has a budget of {entry.trials:,}, which can only be raised; got {trials:,}")
+            if trials is not None and trials > entry.trials:
+                change(db, entry.id, trials=trials)
+                if entry.state == "done":
+                    change(db, entry.id, state="queued", losses=0, not_before=0.0, note="", ended=None)
+            if priority is not None:
+                change(db, entry.id, priority=priority)
+            return found(db, entry.id)
+
+    def locked(self, db: Connection, study: str) -> Entry:
+        """The newest row of a study, which nobody else changes until the transaction ends."""
+        asked = select(*COLUMNS).where(QUEUE.c.study == study).order_by(QUEUE.c.id.desc()).limit(1)
+        row = db.execute(asked.with_for_update()).mappings().first()
+        if row is None:
+            raise NotFound(f"no study '{study}' was submitted here")
+        return entry_of(row)
+
+    # ------------------------------------------------------------ what becomes of it
+
+    def claim(self, number: int, host: str, pid: int, born: float, slot: int) -> bool:
+        """Take a queued row for this process; False when another one has, or it is queued no more."""
+        taken = {
+            "state": "running",
+            "host": host,
+            "pid": pid,
+            "born": born,
+            "slot": slot,
+            "started": time.time(),
+            "ended": None,
+            "note": "",
+        }
+        with self.writing, self.engine.begin() as db:
+            return bool(db.execute(update(QUEUE).where(QUEUE.c.id == number, QUEUE.c.state == "queued").values(**taken)).rowcount)
+
+    def conclude(self, number: int, pid: int, state: str, note: str = "", trials: int = 0, wait: float = 0.0) -> str:
+        """The process that claimed a row tells how its session ended; the state that comes of it.
+
+        `interrupted` becomes what was wanted, or queued; `done` becomes queued when more than its `trials` are asked for meanwhile.
+        """
+        with self.writing, self.engine.begin() as db:
+            row = db.execute(select(*COLUMNS).where(QUEUE.c.id == number).with_for_update()).mappings().one()
+            entry, now = entry_of(row), time.time()
+            if entry.state != "running" or entry.pid != pid:
+                return entry.state
+            if state == "interrupted":
+                state = entry.wanted or "queued"
+            elif state == "done" and entry.trials > trials:
+                state = "queued"
+            ran = now - (entry.started or now)
+            gone = {"host": None, "pid": None, "born": None, "slot": None, "losses": 0, "wanted": None}
+            change(db, number, state=state, note=note, ended=now, seconds=entry.seconds + ran, not_before=now + wait, **gone)
+            return state
+
+    def lost(self, entry: Entry, note: str) -> str:
+        """The process of a running row is gone without a word: the state that comes of it."""
+        now, losses = time.time(), entry.losses + 1
+        state = entry.wanted or ("failed" if losses >= LOSSES else "queued")
+        values: dict[str, Any] = {
+            "state": state,
+            "wanted": None,
+            "losses": losses,
+            "host": None,
+            "pid": None,
+            "born": None,
+            "slot": None,
+            "note": note,
+        }
+        values |= {"ended": now, "seconds": entry.seconds + now - (entry.started or now), "not_before": now + 2.0 ** (losses - 1) - 1}
+        mine = [QUEUE.c.id == entry.id, QUEUE.c.state == entry.state]
+        mine += [QUEUE.c.pid == entry.pid] if entry.pid is not None else []
+        with self.writing, self.engine.begin() as db:
+            db.execute(update(QUEUE).where(*mine).values(**values))
+        return state
+
+
+def entry_of(row: Mapping[Any, Any]) -> Entry:
+    """A row as an entry."""
+    return Entry(**{**row, "values": json.loads(row["values"])})
+
+
+def found(db: Connection, number: int) -> Entry:
+    """A row inside a transaction."""
+    return entry_of(db.execute(select(*COLUMNS).where(QUEUE.c.id == number)).mappings().one())
+
+
+def change(db: Connection, number: int, **values: Any) -> None:
+    """Change a row."""
+    db.execute(update(QUEUE).where(QUEUE.c.id == number).values(**values))

@@ -1,0 +1,201 @@
+"""The service's verbs, without HTTP: what API and page call."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpsearch.control import Control
+from hpsearch.errors import FixInput, FixSetup, HpsearchError, NotFound, WaitOrStop
+from hpsearch.machine import Load, load
+from hpsearch.names import check_name
+from hpsearch.places import Place
+from hpsearch.search.queue import Entry, Queue
+from hpsearch.service.guard import Guard
+from hpsearch.service.models import Revision, Submission
+from hpsearch.service.reader import Reader
+from hpsearch.service.runner import Runner
+from hpsearch.service.stream import Feed
+from hpsearch.spec import StudySpec, parse_spec
+from hpsearch.startup import check_models
+from hpsearch.types import Status
+from hpsearch.yamlfile import parse_yaml
+
+SLOW = 900.0  # seconds that a report, an export or a comparison may take
+LONGEST_KEY = 200  # characters of an idempotency key
+
+
+@dataclass
+class Desk:
+    """Everything that a request may need."""
+
+    queue: Queue
+    runner: Runner
+    reader: Reader
+    where: Place
+    guard: Guard
+    feed: Feed = field(default_factory=Feed)
+    ui: str = ""  # address of MLflow's page
+    aside: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))  # commands beside the studies, one at a time
+
+    # ------------------------------------------------------------ studies
+
+    def submit(self, asked: Submission, key: str | None) -> tuple[Entry, bool]:
+        """Queue a study: its row, and whether it is new. FixInput as `hpsearch run` says it."""
+        if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
+            raise FixInput(f"the idempotency key must be 1 to {LONGEST_KEY} plain characters")
+        values, spec = self.understood(asked)
+        digest = hashlib.blake2b(json.dumps(asked.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
+        entry, new = self.queue.add(spec.study_name(), values, spec.trials, asked.priority, asked.share, key, digest)
+        self.reader.forget(entry.study)
+        self.runner.wake.set()
+        return entry, new
+
+    def understood(self, asked: Submission) -> tuple[Mapping[str, Any], StudySpec]:
+        """The study that is asked for, as values and checked."""
+        values: Any = asked.study if asked.study is not None else parse_yaml(asked.yaml or "", "the study")
+        if not isinstance(values, Mapping):
+            raise FixInput("the study must be a mapping of keys to values, as in a study file")
+        spec = parse_spec(values)
+        check_models(spec)
+        self.guard.admit(spec, self.where.folder)
+        return values, spec
+
+    def want(self, name: str, wanted: str) -> Entry:
+        """Pause or cancel a study."""
+        entry = self.submitted(name, lambda: self.queue.want(name, wanted))
+        if entry.state == "running":
+            Control(self.where.runs(name)).pause()
+        return entry
+
+    def resume(self, name: str) -> Entry:
+        """Have a study go on."""
+        entry = self.submitted(name, lambda: self.queue.resume(name))
+        if entry.state == "running":
+            Control(self.where.runs(name)).take("pause")
+        self.runner.wake.set()
+        return entry
+
+    def revise(self, name: str, asked: Revision) -> Entry:
+        """More trials, or another priority."""
+        entry = self.submitted(name, lambda: self.queue.revise(name, asked.trials, asked.priority))
+        if entry.state == "running" and asked.trials:
+            Control(self.where.runs(name)).extend(asked.trials)
+        self.runner.wake.set()
+        return entry
+
+    def submitted(self, name: str, verb: Any) -> Entry:
+        """Call a verb of the queue; for a study that was run without it, say so."""
+        check_name(name)
+        try:
+            entry: Entry = verb()
+            self.reader.forget(name)
+            return entry
+        except NotFound:
+            self.reader.study(name)
+            raise WaitOrStop(
+                f"the study '{name}' was not submitted to this server: `hpsearch pause` and `hpsearch run` steer it where it was started"
+            ) from None
+
+    def stop_trial(self, name: str, number: int) -> None:
+        """Have a trial end at its next epoch; WaitOrStop when it has ended."""
+        _, record = self.reader.trial(name, number)
+        if record.status.ended:
+            raise WaitOrStop(f"trial {number} of '{name}' has ended ({record.status.value}): there is nothing to stop")
+        if record.status is Status.PAUSED:
+            raise WaitOrStop(f"trial {number} of '{name}' waits at a rung: it takes nothing until it is promoted, and can be stopped then")
+        Control(self.where.runs(name)).stop(number)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """What processor and GPUs do, and which studies are on them."""
+        found: Load = self.reader.once("load", load)
+        running = self.reader.once("running", lambda: [e for e in self.queue.running() if e.host == self.runner.host])
+        mine = {"name": f"{found.cores} cores", "busy": found.busy, "memory": found.memory, "memory_used": found.memory_used}
+        rows = [mine | {"studies": [] if found.gpus else [e.study for e in running]}]
+        for gpu in found.gpus:
+            on = [e.study for e in running if (e.slot or 0) % len(found.gpus) == gpu.index]
+            rows.append({"name": gpu.name, "busy": gpu.busy, "memory": gpu.memory, "memory_used": gpu.memory_used, "studies": on})
+        return rows
+
+    # ------------------------------------------------------------ what takes long: commands of their own
+
+    async def command(self, *arguments: str) -> str:
+        """Run `hpsearch` with these arguments; what it printed. Its errors are ours."""
+        environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"} | {"OPTUNA_STORAGE": self.where.storage}
+        if self.where.tracking:
+            environment["MLFLOW_TRACKING_URI"] = self.where.tracking
+        async with self.aside:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "hpsearch.cli",
+                *arguments,
+                cwd=self.where.folder,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            try:
+                out, err = await asyncio.wait_for(process.communicate(), SLOW)
+            except (TimeoutError, asyncio.CancelledError):
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+                raise
+        if process.returncode:
+            raise refused(process.returncode, err.decode("utf-8", "replace"))
+        return out.decode("utf-8", "replace")
+
+    async def report(self, name: str) -> Path:
+        """A study's page: the one in its folder where the study is at rest, a new one otherwise."""
+        row = await asyncio.to_thread(self.reader.study, name)
+        path = self.reader.folder(name) / "report.html"
+        if row["state"] in ("running", "queued") or not path.is_file():
+            if not row["ended"]:
+                raise WaitOrStop(f"no trial of '{name}' has ended yet: there is nothing to report")
+            path = self.reader.folder(name) / "report-live.html"
+            await self.command("report", name, "-o", str(path))
+        return path
+
+    async def export(self, name: str) -> Path:
+        """The winner as a folder, packed; the caller deletes the file."""
+        await asyncio.to_thread(self.reader.weights, name)
+        with tempfile.TemporaryDirectory(prefix="hpsearch-export-") as place:
+            folder = Path(place) / name
+            await self.command("export", name, "-o", str(folder))
+            return Path(await asyncio.to_thread(packed, folder))
+
+    async def compare(self, names: list[str], anyway: bool) -> Any:
+        """Studies compared, as `hpsearch compare` does it."""
+        for name in names:
+            await asyncio.to_thread(self.reader.stored, name)
+        if len(set(names)) < 2:
+            raise FixInput("name two studies or more to compare")
+        return json.loads(await self.command("compare", *names, "--json", "--no-tracking", *(["--anyway"] if anyway else [])))
+
+
+def refused(code: int, said: str) -> HpsearchError:
+    """The error that a command ended with."""
+    text = said.strip().removeprefix("hpsearch: ") or f"the command ended with code {code}"
+    return FixInput(text) if code == 2 else FixSetup(text)
+
+
+def packed(folder: Path) -> str:
+    """A zip file of a folder, beside nothing that is deleted with it."""
+    import zipfile
+
+    handle, name = tempfile.mkstemp(prefix="hpsearch-export-", suffix=".zip")
+    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, Path(folder.name) / path.relative_to(folder))
+    return name

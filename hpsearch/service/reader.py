@@ -1,0 +1,236 @@
+"""What the service tells of studies, read from storage and queue as any other reader would, and kept for a moment: many watch one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpsearch.diagnosis import diagnoses
+from hpsearch.errors import FixSetup, NotFound
+from hpsearch.leftovers import locked
+from hpsearch.names import check_name
+from hpsearch.places import Place, winning
+from hpsearch.search.catalog import read_study
+from hpsearch.search.glance import Glance, glances
+from hpsearch.search.queue import Entry, Queue
+from hpsearch.search.store import open_storage
+from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
+
+FRESH = 1.0  # seconds for which what was read is good enough, unless it was changed here
+KEPT = 256  # things read that are kept
+SORTABLE = ("number", "status", "score", "val_loss", "seconds", "best_epoch", "started", "ended")
+T = TypeVar("T")
+
+
+class Reader:
+    """Reads studies for many at once."""
+
+    def __init__(self, queue: Queue, where: Place) -> None:
+        self.queue, self.where = queue, where
+        self.storage = open_storage(where.storage)
+        self.memory: dict[str, tuple[float, Any]] = {}
+        self.locks: dict[str, threading.Lock] = {}
+        self.guard = threading.Lock()
+        self.flights: dict[str, asyncio.Future[Any]] = {}
+
+    def close(self) -> None:
+        """Close connections."""
+        self.storage.engine.dispose()
+
+    def once(self, key: str, read: Callable[[], T]) -> T:
+        """What `read` gives, read at most once in FRESH seconds whoever asks."""
+        with self.guard:
+            lock = self.locks.setdefault(key, threading.Lock())
+        with lock:
+            at, value = self.memory.get(key, (-math.inf, None))
+            if time.monotonic() - at > FRESH:
+                value = read()
+                with self.guard:
+                    self.memory.pop(key, None)  # the newest stand last
+                    self.memory[key] = (time.monotonic(), value)
+                    for old in list(self.memory)[:-KEPT]:
+                        del self.memory[old]
+                    if len(self.locks) > 4 * KEPT:  # whoever holds one of them goes on with it
+                        self.locks = {kept: lock for kept, lock in self.locks.items() if kept in self.memory}
+            kept: T = value
+        return kept
+
+    def peek(self, key: str) -> Any:
+        """What was read of late under that key; None for nothing."""
+        at, value = self.memory.get(key, (-math.inf, None))
+        return value if time.monotonic() - at <= FRESH else None
+
+    async def shared(self, key: str, read: Callable[[], T]) -> T:
+        """As `once`, for many requests at the same moment: one thread reads, and none where it is known."""
+        if (known := self.peek(key)) is not None:
+            kept: T = known
+            return kept
+        if key not in self.flights:
+            flight = self.flights[key] = asyncio.ensure_future(asyncio.to_thread(self.once, key, read))
+            flight.add_done_callback(lambda _: self.flights.pop(key, None))
+        found: T = await asyncio.shield(self.flights[key])
+        return found
+
+    def forget(self, name: str) -> None:
+        """Somebody has changed that study: what was read of it is old."""
+        with self.guard:
+            for key in [key for key in self.memory if key.endswith(f" {name}") or key in ("overview", "html studies", "counts")]:
+                del self.memory[key]
+
+    # ------------------------------------------------------------ studies
+
+    def stored(self, name: str) -> StoredStudy:
+        """A study as the storage has it; NotFound, or FixInput for a name that no study has."""
+        check_name(name)
+        return self.once(f"study {name}", lambda: read_study(self.storage, name))
+
+    def folder(self, name: str) -> Path:
+        """A study's folder."""
+        return self.where.runs(name)
+
+    def entry(self, name: str) -> Entry | None:
+        """A study's row in the queue; None where it was run without."""
+        check_name(name)
+        try:
+            return self.queue.latest(name)
+        except NotFound:
+            return None
+
+    def overview(self) -> list[dict[str, Any]]:
+        """All studies, newest first."""
+        return self.once("overview", self.read_overview)
+
+    def read_overview(self) -> list[dict[str, Any]]:
+        """The same, read now."""
+        entries = {entry.study: entry for entry in self.queue.all_latest()}
+        known = glances(self.storage)
+        rows = [self.row(name, entry, known.get(name)) for name, entry in entries.items()]
+        return rows + [self.row(name, None, glance) for name, glance in known.items() if name not in entries]
+
+    def study(self, name: str) -> dict[str, Any]:
+        """One study; NotFound where neither queue nor storage has it."""
+        entry = self.entry(name)
+        glance = glances(self.storage, [name]).get(name)
+        if entry is None and glance is None:
+            self.stored(name)  # says which name is near
+        row = self.row(name, entry, glance)
+        try:
+            stored = self.stored(name)
+        except NotFound:
+            nothing: dict[str, Any] = {"objective": None, "best": None, "default": None, "gain": None, "facts": {}, "warnings": []}
+            return row | nothing | {"spec": dict(entry.values) if entry else {}}
+        shown: dict[str, Any] = finite_json(row | about(stored))
+        return shown
+
+    def row(self, name: str, entry: Entry | None, glance: Glance | None) -> dict[str, Any]:
+        """A study as a row of lists."""
+        counts = glance.counts if glance else {}
+        state = entry.state if entry else self.state_elsewhere(name)
+        ended = sum(counts.get(fate, 0) for fate in ("complete", "pruned", "failed"))
+        best, default = (finite(glance.best), finite(glance.default)) if glance else (None, None)
+        return {
+            "study": name,
+            "state": state,
+            "wanted": entry.wanted if entry else None,
+            "note": entry.note if entry else "",
+            "trials": entry.trials if entry else max(ended, sum(counts.values())),
+            "ended": ended,
+            "counts": counts,
+            "best_score": best,
+            "default_score": default,
+            "priority": entry.priority if entry else 0,
+            "share": entry.share if entry else "",
+            "submitted": entry.submitted if entry else None,
+            "started": entry.started if entry else None,
+            "finished": entry.ended if entry else None,
+        }
+
+    def state_elsewhere(self, name: str) -> str:
+        """The state of a study that is not in the queue: run by a command at the moment, or at rest."""
+        try:
+            return "running" if locked(self.folder(name)) else "stored"
+        except Exception:  # a name that is no folder's: another program made it
+            return "stored"
+
+    # ------------------------------------------------------------ trials
+
+    def trials(self, name: str, status: str | None, sort: str, descending: bool, offset: int, limit: int) -> dict[str, Any]:
+        """A page of a study's trials."""
+        records = [r for r in self.stored(name).records if status is None or r.status.value == status]
+        missing = [r for r in records if getattr(r, sort) is None]
+        there = sorted((r for r in records if getattr(r, sort) is not None), key=lambda r: (getattr(r, sort), r.number), reverse=descending)
+        shown = [*there, *missing][offset : offset + limit]
+        page: dict[str, Any] = finite_json({"total": len(records), "offset": offset, "trials": [trial_row(r) for r in shown]})
+        return page
+
+    def trial(self, name: str, number: int) -> tuple[StoredStudy, TrialRecord]:
+        """One trial; NotFound when there is none of that number."""
+        stored = self.stored(name)
+        record = next((r for r in stored.records if r.number == number), None)
+        if record is None:
+            raise NotFound(f"'{name}' has no trial {number}: it has {len(stored.records):,}, numbered from 0")
+        return stored, record
+
+    def weights(self, name: str) -> Path:
+        """The file of the winner's weights, in the study's folder; NotFound or FixSetup."""
+        record = winning(self.stored(name))
+        folder = self.folder(name).resolve()
+        path = Path(record.checkpoint or "").resolve() if record.checkpoint else None
+        if path is None or path.parent != folder or not path.is_file():
+            raise FixSetup(f"the weights of trial {record.number} of '{name}' are not in its folder any more")
+        return path
+
+
+def about(stored: StoredStudy) -> dict[str, Any]:
+    """What the storage knows of a study beside its numbers."""
+    best, default = best_record(stored.records), stored.default
+    objective = str(stored.spec.get("objective", "val_loss"))
+    said = diagnoses(stored.records)
+    gain = None
+    if best and default and best.score is not None and default.score is not None:
+        gain = (default.score - best.score) * OBJECTIVES.get(objective, 1)
+    return {
+        "objective": objective,
+        "best": trial_row(best) | {"diagnosis": said.get(best.number)} if best else None,
+        "default": trial_row(default) if default else None,
+        "gain": gain,
+        "spec": dict(stored.spec),
+        "facts": dict(stored.facts),
+        "warnings": [f"{r.name}: {r.remark}" for r in stored.records if r.remark],
+    }
+
+
+def trial_row(record: TrialRecord) -> dict[str, Any]:
+    """A trial without its curve."""
+    return {
+        "number": record.number,
+        "status": record.status.value,
+        "origin": record.origin,
+        "attempt": record.attempt,
+        "params": dict(record.params),
+        "score": record.score,
+        "val_loss": record.val_loss,
+        "metrics": dict(record.metrics),
+        "best_epoch": record.best_epoch,
+        "epochs_done": len(record.curve),
+        "seconds": record.seconds,
+        "started": record.started,
+        "ended": record.ended,
+        "error": record.error,
+        "remark": record.remark,
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """A number, or nothing."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def curves(stored: StoredStudy) -> Mapping[int, list[Mapping[str, float]]]:
+    """The validation curve of every trial."""
+    return {r.number: [{"epoch": row["epoch"], "val_loss": row["val_loss"]} for row in r.curve] for r in stored.records}
