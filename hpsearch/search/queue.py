@@ -119,6 +119,7 @@ class Queue:
         self.reader = self.engine
         if file is not None:
             event.listen(self.engine, "connect", set_pragmas)
+            event.listen(self.engine, "connect", leave_checkpoints)
             event.listen(self.engine, "begin", begin_immediate)
             self.reader = create_engine(url, connect_args={"timeout": 60})
         self.writing = threading.Lock()  # threads of one process queue up here rather than at SQLite's, which has them sleep
@@ -127,6 +128,12 @@ class Queue:
         except (OperationalError, ProgrammingError, IntegrityError):  # two servers at once: one of them has made it
             if not inspect(self.engine).has_table(QUEUE.name):
                 raise
+
+    def tidy(self) -> None:
+        """Carry SQLite's log into its file, which a submission would otherwise wait for every now and then."""
+        if self.engine.dialect.name == "sqlite":
+            with self.reader.connect() as db:
+                db.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         """Close all connections."""
@@ -317,6 +324,12 @@ class Queue:
         with self.writing, self.engine.begin() as db:
             db.execute(update(QUEUE).where(*mine).values(**values))
         return state
+
+
+def leave_checkpoints(connection: Any, record: object) -> None:
+    """Commits of this connection never carry the log into the file: `tidy` does."""
+    del record
+    connection.execute("PRAGMA wal_autocheckpoint=0")
 
 
 def entry_of(row: Mapping[Any, Any]) -> Entry:

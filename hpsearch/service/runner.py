@@ -22,6 +22,7 @@ from hpsearch.service.child import UNTRACKED
 
 LOG = "service.log"  # of a study, in its folder
 TURN = 0.5  # seconds between looks
+TIDY = 20.0  # seconds after which the storage's log is carried into its file
 SAME = 2.0  # seconds by which clocks may tell the start of one process differently
 TAIL = 2000  # bytes of a log's end
 LEAVE = 7.0  # seconds beyond those that trials get, for workers and storage to close
@@ -37,7 +38,7 @@ class Runner:
         self.started: dict[int, tuple[subprocess.Popen[bytes], int, float]] = {}  # row -> process, until it has ended, slot, when
         self.wake, self.ending = threading.Event(), threading.Event()
         self.problem = ""  # why the last turn failed
-        self.turned = time.monotonic()
+        self.turned = self.tidied = time.monotonic()
         self.thread = threading.Thread(target=self.run, name="runner", daemon=True)
 
     def start(self) -> None:
@@ -49,6 +50,9 @@ class Runner:
         while not self.ending.is_set():
             try:
                 self.turn()
+                if time.monotonic() - self.tidied > TIDY:
+                    self.queue.tidy()
+                    self.tidied = time.monotonic()
                 self.problem, self.turned = "", time.monotonic()
             except Exception as error:  # whatever it is, studies wait and nothing is lost
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
