@@ -1,16 +1,8 @@
 """The queue of studies: what may follow what, who comes next, and that claims are made once."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import tempfile
 import threading
-import time
-from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import update
 
@@ -19,7 +11,6 @@ from hpsearch.search import queue as queues
 from hpsearch.search.catalog import study_names
 from hpsearch.search.queue import LOSSES, QUEUE, Queue
 from hpsearch.search.store import open_storage, opened
-from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -29,50 +20,12 @@ def empty(tmp_path_factory):
     return folder / "hpsearch.db"
 
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-INITDB = str(BINARIES[-1]) if BINARIES else shutil.which("initdb")
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    """A PostgreSQL server of this test's own; the address of its databases."""
-    if INITDB is None:
-        pytest.skip("no PostgreSQL: `apt-get install postgresql` lets these tests try the queue on it")
-    place = Path(tempfile.mkdtemp(prefix="hpsearch-queue-"))
-    who = {"user": "nobody"} if os.geteuid() == 0 else {}  # PostgreSQL refuses to run as root
-    if who:
-        shutil.chown(place, "nobody")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    subprocess.run([INITDB, "-D", place / "data", "-U", "hp", "-A", "trust"], check=True, capture_output=True, cwd=place, **who)
-    command = [Path(INITDB).parent / "postgres", "-D", place / "data", "-p", str(port), "-k", place]
-    server = subprocess.Popen([*command, "-c", "listen_addresses=127.0.0.1"], cwd=place, stderr=subprocess.DEVNULL, **who)
-    until(lambda: answers(port))
-    yield f"postgresql+psycopg://hp@127.0.0.1:{port}"
-    server.send_signal(signal.SIGQUIT)
-    server.wait()
-    shutil.rmtree(place)
-
-
-def answers(port):
-    try:
-        psycopg.connect(f"postgresql://hp@127.0.0.1:{port}/postgres").close()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path, empty):
     if request.param == "sqlite":
         shutil.copy(empty, tmp_path / "hpsearch.db")
         return f"sqlite:///{tmp_path}/hpsearch.db"
-    server = request.getfixturevalue("postgres")
-    name = f"q{time.monotonic_ns()}"
-    with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as db:
-        db.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
+    return request.getfixturevalue("postgres").database()
 
 
 @pytest.fixture

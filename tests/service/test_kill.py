@@ -144,3 +144,20 @@ def test_kills_at_random_moments_lose_nothing(servers):
             server.ask("POST", f"/api/studies/{name}/resume")  # killed five times in a row
             server.until(name, "done")
         assert whole(server, name) == 3
+
+
+def test_the_same_on_a_database_server_which_is_restarted_too(servers, postgres):
+    """A lost study's lease has to run out first; meanwhile it waits in the queue."""
+    url = postgres.database()
+    server = servers("--storage", url)
+    server.submit("first", {**LONG, "trials": 2, "space": {"epochs": 30, "frozen_layers": 5}})
+    first_epoch(server, "first")
+    children = server.children()
+    server.kill()
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    again = servers("--storage", url)
+    postgres.restart()
+    again.until("first", "done", seconds=300)
+    assert whole(again, "first") == 2
+    assert not list(again.folder.glob("*.db"))
