@@ -7,10 +7,13 @@ a server that starts finds what is queued, what runs, and what ran in a process 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -53,11 +56,11 @@ QUEUE = Table(
     Column("values", Text, nullable=False),  # the study as it was submitted, JSON
     Column("trials", Integer, nullable=False),
     Column("priority", Integer, nullable=False, default=0),  # larger ones first
+    Column("home", Text, nullable=False, default=""),  # where it is run: the folder of its server, whose paths its study has
     Column("share", String(64), nullable=False, default=""),  # for whom: equal shares among equal priorities
     Column("state", String(16), nullable=False),
     Column("wanted", String(16)),  # what a running study is to become: paused or cancelled
     Column("losses", Integer, nullable=False, default=0),  # of its process, in a row
-    Column("host", String(255)),
     Column("pid", Integer),
     Column("born", Float),  # when that process started: numbers are used again
     Column("slot", Integer),  # which part of the machine it has
@@ -89,11 +92,11 @@ class Entry:
     values: Mapping[str, Any]
     trials: int
     priority: int
+    home: str
     share: str
     state: str
     wanted: str | None
     losses: int
-    host: str | None
     pid: int | None
     born: float | None
     slot: int | None
@@ -111,10 +114,11 @@ COLUMNS = [QUEUE.c[field.name] for field in fields(Entry)]
 class Queue:
     """The queue in the database of a storage; safe to use from several threads and processes."""
 
-    def __init__(self, url: str) -> None:
-        """Make storage and table where they are missing. Raises as `open_storage` does."""
+    def __init__(self, url: str, folder: Path | None = None) -> None:
+        """Make storage and table where they are missing. Raises as `open_storage` does. `folder`: the server's."""
         open_storage(url, create=True).engine.dispose()
-        file = sqlite_path(url)
+        file, place = sqlite_path(url), os.path.realpath(folder) if folder else ""
+        self.home = place if file is not None else f"{socket.gethostname()}:{place}"  # a file is of one machine
         self.engine = create_engine(url, connect_args={"timeout": 60} if file else {}, pool_pre_ping=file is None)
         self.reader = self.engine
         if file is not None:
@@ -159,8 +163,17 @@ class Queue:
         return self.rows(QUEUE.c.id.in_(newest), newest=True)
 
     def running(self) -> list[Entry]:
-        """What runs, on any host."""
-        return self.rows(QUEUE.c.state == "running")
+        """What runs in this home."""
+        return self.rows(QUEUE.c.state == "running", QUEUE.c.home == self.home)
+
+    def adopt(self) -> None:
+        """Take over what belongs to a folder that is there no more: it was renamed."""
+        if self.engine.dialect.name != "sqlite":
+            return
+        with self.writing, self.engine.begin() as db:
+            homes = {row[0] for row in db.execute(select(QUEUE.c.home).where(QUEUE.c.state.in_(ACTIVE)).distinct())}
+            gone = [home for home in homes if not os.path.isdir(home)]
+            db.execute(update(QUEUE).where(QUEUE.c.home.in_(gone)).values(home=self.home))
 
     def counts(self) -> dict[str, int]:
         """How many rows are in each state."""
@@ -180,7 +193,7 @@ class Queue:
         with self.reader.connect() as db:
             waiting = db.execute(
                 select(QUEUE.c.id, QUEUE.c.priority, QUEUE.c.share).where(
-                    QUEUE.c.state == "queued", QUEUE.c.not_before <= now, QUEUE.c.id.not_in(list(taken))
+                    QUEUE.c.state == "queued", QUEUE.c.home == self.home, QUEUE.c.not_before <= now, QUEUE.c.id.not_in(list(taken))
                 )
             ).all()
             if not waiting:
@@ -209,7 +222,14 @@ class Queue:
         The same key again gives the first row; FixInput when it came with something else. ChooseAnotherName while a study of that name
         is queued, running or paused.
         """
-        row: dict[str, Any] = {"study": study, "key": key, "digest": digest, "values": json.dumps(dict(values)), "trials": trials}
+        row: dict[str, Any] = {
+            "study": study,
+            "key": key,
+            "digest": digest,
+            "values": json.dumps(dict(values)),
+            "trials": trials,
+            "home": self.home,
+        }
         row |= {"priority": priority, "share": share, "state": "queued", "submitted": time.time()}
         try:
             with self.writing, self.engine.begin() as db:
@@ -270,11 +290,10 @@ class Queue:
 
     # ------------------------------------------------------------ what becomes of it
 
-    def claim(self, number: int, host: str, pid: int, born: float, slot: int) -> bool:
+    def claim(self, number: int, pid: int, born: float, slot: int) -> bool:
         """Take a queued row for this process; False when another one has, or it is queued no more."""
         taken = {
             "state": "running",
-            "host": host,
             "pid": pid,
             "born": born,
             "slot": slot,
@@ -300,7 +319,7 @@ class Queue:
             elif state == "done" and entry.trials > trials:
                 state = "queued"
             ran = now - (entry.started or now)
-            gone = {"host": None, "pid": None, "born": None, "slot": None, "losses": 0, "wanted": None}
+            gone = {"pid": None, "born": None, "slot": None, "losses": 0, "wanted": None}
             change(db, number, state=state, note=note, ended=now, seconds=entry.seconds + ran, not_before=now + wait, **gone)
             return state
 
@@ -312,7 +331,6 @@ class Queue:
             "state": state,
             "wanted": None,
             "losses": losses,
-            "host": None,
             "pid": None,
             "born": None,
             "slot": None,

@@ -7,7 +7,6 @@ command line can be read by everybody.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ def main(number: int, slot: int, slots: int) -> None:
     confine(slot, slots)
     where = places.place(Path.cwd(), track=not os.environ.get(UNTRACKED))
     queue = Queue(where.storage)
-    if not queue.claim(number, socket.gethostname(), os.getpid(), born(os.getpid()), slot):
+    if not queue.claim(number, os.getpid(), born(os.getpid()), slot):
         return
     entry = queue.entry(number)
     state, note, wait, view = "failed", "it ended in a way that nobody foresaw: see its log", 0.0, Lines(Console(width=160))

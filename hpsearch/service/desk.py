@@ -73,14 +73,14 @@ class Desk:
     def want(self, name: str, wanted: str) -> Entry:
         """Pause or cancel a study."""
         entry = self.submitted(name, lambda: self.queue.want(name, wanted))
-        if entry.state == "running":
+        if entry.state == "running" and entry.home == self.queue.home:
             Control(self.where.runs(name)).pause()
         return entry
 
     def resume(self, name: str) -> Entry:
         """Have a study go on."""
         entry = self.submitted(name, lambda: self.queue.resume(name))
-        if entry.state == "running":
+        if entry.state == "running" and entry.home == self.queue.home:
             Control(self.where.runs(name)).take("pause")
         self.runner.wake.set()
         return entry
@@ -88,7 +88,7 @@ class Desk:
     def revise(self, name: str, asked: Revision) -> Entry:
         """More trials, or another priority."""
         entry = self.submitted(name, lambda: self.queue.revise(name, asked.trials, asked.priority))
-        if entry.state == "running" and asked.trials:
+        if entry.state == "running" and asked.trials and entry.home == self.queue.home:
             Control(self.where.runs(name)).extend(asked.trials)
         self.runner.wake.set()
         return entry
@@ -113,12 +113,15 @@ class Desk:
             raise WaitOrStop(f"trial {number} of '{name}' has ended ({record.status.value}): there is nothing to stop")
         if record.status is Status.PAUSED:
             raise WaitOrStop(f"trial {number} of '{name}' waits at a rung: it takes nothing until it is promoted, and can be stopped then")
+        entry = self.reader.entry(name)
+        if entry is not None and entry.home != self.queue.home:
+            raise WaitOrStop(f"'{name}' belongs to another server of this storage ({entry.home}): ask that one")
         Control(self.where.runs(name)).stop(number)
 
     def devices(self) -> list[dict[str, Any]]:
         """What processor and GPUs do, and which studies are on them."""
         found: Load = self.reader.once("load", load)
-        running = self.reader.once("running", lambda: [e for e in self.queue.running() if e.host == self.runner.host])
+        running = self.reader.once("running", lambda: self.queue.running())
         mine = {"name": f"{found.cores} cores", "busy": found.busy, "memory": found.memory, "memory_used": found.memory_used}
         rows = [mine | {"studies": [] if found.gpus else [e.study for e in running]}]
         for gpu in found.gpus:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +33,7 @@ class Runner:
     def __init__(self, queue: Queue, where: Place, slots: int = 0) -> None:
         self.queue, self.where = queue, where
         self.slots = slots or max(1, len(visible()))
-        self.host = socket.gethostname()
+        self.asked: dict[int, int] = {}  # row -> trials that its session knows of
         self.started: dict[int, tuple[subprocess.Popen[bytes], int, float]] = {}  # row -> process, until it has ended, slot, when
         self.wake, self.ending = threading.Event(), threading.Event()
         self.problem = ""  # why the last turn failed
@@ -43,6 +42,7 @@ class Runner:
 
     def start(self) -> None:
         """Begin."""
+        self.queue.adopt()
         self.thread.start()
 
     def run(self) -> None:
@@ -61,12 +61,15 @@ class Runner:
 
     def turn(self) -> None:
         """Look once."""
-        mine = [entry for entry in self.queue.running() if entry.host == self.host]
+        mine = self.queue.running()
         for entry in mine:
             if not alive(entry):
                 self.queue.lost(entry, f"its process was lost: {self.tail(entry.study)}")
             elif entry.wanted:
                 Control(self.where.runs(entry.study)).pause()  # again and again: its session may only just begin
+            if self.asked.get(entry.id) != entry.trials:  # asked for by another server, or by one that was killed before it could say so
+                Control(self.where.runs(entry.study)).extend(entry.trials)
+                self.asked[entry.id] = entry.trials
         self.reap()
         live = [entry for entry in mine if alive(entry)]
         known = {entry.id for entry in live}
@@ -107,6 +110,7 @@ class Runner:
                 start_new_session=True,
             )
         self.started[entry.id] = (process, slot, time.time())
+        self.asked[entry.id] = entry.trials
 
     def tail(self, study: str) -> str:
         """The last line of a study's log."""
@@ -120,7 +124,7 @@ class Runner:
         self.ending.set()
         self.wake.set()
         self.thread.join()
-        mine = [entry for entry in self.queue.running() if entry.host == self.host and alive(entry)]
+        mine = [entry for entry in self.queue.running() if alive(entry)]
         pids = {entry.pid for entry in mine if entry.pid} | {process.pid for process, *_ in self.started.values() if process.poll() is None}
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):

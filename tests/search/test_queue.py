@@ -41,7 +41,7 @@ def add(queue, study, **more):
 
 def run(queue, study, **more):
     entry = add(queue, study, **more)
-    assert queue.claim(entry.id, "here", 7, 1.0, 0)
+    assert queue.claim(entry.id, 7, 1.0, 0)
     return queue.latest(study)
 
 
@@ -95,7 +95,7 @@ def test_a_row_is_claimed_once_whoever_asks(url):
     entry, won = add(queues_[0], "a"), []
 
     def claim(number):
-        if queues_[number].claim(entry.id, "here", number, 1.0, 0):
+        if queues_[number].claim(entry.id, number, 1.0, 0):
             won.append(number)
 
     threads = [threading.Thread(target=claim, args=(number,)) for number in range(4)]
@@ -138,7 +138,7 @@ def test_more_trials_that_came_too_late_for_a_session_begin_another(queue):
     assert queue.latest("a").trials == 9
     with pytest.raises(FixInput, match="can only be raised"):
         queue.revise("a", 8, None)
-    assert queue.claim(entry.id, "here", 7, 1.0, 0)
+    assert queue.claim(entry.id, 7, 1.0, 0)
     assert queue.conclude(entry.id, 7, "done", trials=9) == "done"
     assert queue.revise("a", 12, None).state == "queued", "a study that is done goes on"
 
@@ -151,7 +151,7 @@ def test_a_lost_process_gives_its_row_back_a_few_times(queue):
         assert state == ("failed" if loss == LOSSES - 1 else "queued")
         assert queue.lost(entry, "gone twice") == state
         assert queue.latest("a").losses == loss + 1, "once a loss"
-        queue.claim(entry.id, "here", 7, 1.0, 0)
+        queue.claim(entry.id, 7, 1.0, 0)
     assert queue.latest("a").note == "gone"
     assert queue.resume("a").losses == 0
     entry = run(queue, "b")
@@ -192,10 +192,37 @@ def test_equal_shares_take_turns(queue):
         number = queue.next()
         entry = queue.entry(number)
         order.append(entry.share)
-        assert queue.claim(number, "here", 7, 1.0, 0)
+        assert queue.claim(number, 7, 1.0, 0)
         queue.conclude(number, 7, "done", trials=5)
         used(queue, number, 10 + turn)
     assert order == ["ada", "bob"] * 3
+
+
+def test_a_server_runs_what_was_submitted_in_its_folder(url, tmp_path):
+    here, there = Queue(url, tmp_path), Queue(url, tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    entry = add(here, "a")
+    assert (here.next(), there.next()) == (entry.id, None)
+    assert here.claim(entry.id, 7, 1.0, 0)
+    assert ([e.id for e in here.running()], there.running()) == ([entry.id], [])
+    assert there.latest("a") == here.latest("a"), "and shows all"
+    assert there.want("a", "paused").wanted == "paused"
+    for queue in (here, there):
+        queue.close()
+
+
+def test_what_belongs_to_a_renamed_folder_is_taken_over(tmp_path, empty):
+    (tmp_path / "old").mkdir()
+    shutil.copy(empty, tmp_path / "old" / "hpsearch.db")
+    queue = Queue(f"sqlite:///{tmp_path}/old/hpsearch.db", tmp_path / "old")
+    entry = add(queue, "a")
+    queue.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    queue = Queue(f"sqlite:///{tmp_path}/new/hpsearch.db", tmp_path / "new")
+    assert queue.next() is None
+    queue.adopt()
+    assert queue.next() == entry.id
+    queue.close()
 
 
 def test_the_states_are_those_that_the_columns_know():

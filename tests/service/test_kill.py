@@ -89,7 +89,7 @@ def test_a_study_that_dies_takes_nothing_with_it(servers):
 
 
 def queue_of(server):
-    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db")
+    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db", server.folder)
     try:
         return queue.running()
     finally:
@@ -110,7 +110,7 @@ def test_a_neat_end_leaves_studies_that_the_next_server_goes_on_with(servers):
 
 
 def all_of(server):
-    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db")
+    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db", server.folder)
     try:
         return queue.all_latest()
     finally:
