@@ -38,21 +38,28 @@ class Journal:
     """Writes events as they happen, each in one call, so that a kill leaves at most half of the last line."""
 
     def __init__(self, folder: Path) -> None:
-        self.descriptor: int | None = None
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            size = os.fstat(self.descriptor).st_size
-            if size and os.pread(self.descriptor, 1, size - 1) != b"\n":  # whoever wrote it was killed
-                os.write(self.descriptor, b"\n")
+        self.path = folder / EVENTS
+        self.descriptor: int | None = None  # opened by the first event: a study that is refused leaves nothing
 
     def record(self, event: Event) -> None:
         """Append the event; where the disk is full it is left out, and the study goes on."""
         row = row_of(event)
-        if row is not None and self.descriptor is not None:
-            line = json.dumps(finite_json({"at": time.time()} | row), separators=(",", ":")) + "\n"
-            with suppress(OSError):
-                os.write(self.descriptor, line.encode())
+        if row is None:
+            return
+        line = json.dumps(finite_json({"at": time.time(), **row}), separators=(",", ":")) + "\n"
+        with suppress(OSError):
+            if self.descriptor is None:
+                self.descriptor = self.open()
+            os.write(self.descriptor, line.encode())
+
+    def open(self) -> int:
+        """The file, at the beginning of a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # whoever wrote it was killed
+            os.write(descriptor, b"\n")
+        return descriptor
 
     def close(self) -> None:
         """Close the file."""
