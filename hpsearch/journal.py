@@ -46,7 +46,7 @@ class Journal:
         row = row_of(event)
         if row is None:
             return
-        line = json.dumps(finite_json({"at": time.time(), **row}), separators=(",", ":")) + "\n"
+        line = f"{json.dumps(finite_json({'at': time.time(), **row}), separators=(',', ':'))}\n"
         with suppress(OSError):
             if self.descriptor is None:
                 self.descriptor = self.open()

@@ -160,7 +160,7 @@ OTHERS = [
     (["list", "extra"], "unexpected extra argument", 2),
     (["list", "--storage", "://"], "is not a storage URL", 2),
     (["list", "--storage", "mysql://u:secret@h:port/d"], "is not a storage URL", 2),
-    (["list", "--storage", "oracle+nothing://h/d"], "a study is kept in SQLite", 1),
+    (["list", "--storage", "oracle+nothing://h/d"], "a study is kept in SQLite", 2),
     (["list", "--storage", ":memory:"], "would be lost at the end", 2),
     (["list", "--storage", "a\0b.db"], "cannot be", 2),
     (["list", "--storage", "x" * 300], "File name too long", 1),
