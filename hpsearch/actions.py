@@ -80,6 +80,10 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     begun = time.monotonic()
     name, folder = spec.study_name(), where.runs(spec.study_name())
     check_models(spec)
+    if spec.artifacts:
+        from hpsearch.artifacts import place
+
+        place(spec.artifacts, name)
     source = None
     if spec.warm_start:  # found before anything is created
         from hpsearch.search.headstart import find_source
@@ -156,6 +160,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
 
 def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracker], say: Say, begun: float) -> Summary:
     """Write the resolved spec and the report, complete the mirror, and sum up."""
+    from hpsearch.artifacts import deliver
     from hpsearch.proving import write_proof
     from hpsearch.search.records import keep_study
     from hpsearch.search.store import opened
@@ -173,6 +178,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     winner = winner_of(stored)
     weights = winner.checkpoint if winner and winner.checkpoint and Path(winner.checkpoint).exists() else None
     ended = ending(stored, where, reason)
+    lost = deliver(ended.artifacts, spec.artifacts, stored.name) if spec.artifacts else ""
     for tracker in trackers:
         tracker.record(ended)
     mlflow = next((tracker for tracker in trackers if isinstance(tracker, tracking.MlflowTracker)), None)
@@ -198,7 +204,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         proof=proof,
         tracking_problem=problem,
         ui_command=ui_command(where) if mlflow else None,
-        warnings=tuple(warnings_of((*stored.records, *stored.runs))),
+        warnings=(*([lost] if lost else []), *warnings_of((*stored.records, *stored.runs))),
     )
 
 

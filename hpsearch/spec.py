@@ -50,6 +50,7 @@ SESSION = (
     "stall",
     "state_gigabytes",
     "data_root",
+    "artifacts",
     "bad_files",
     "references",
     "confirm",
@@ -234,6 +235,9 @@ class StudySpec(Part):
     name: str | None = None
     data: str = Field(EMBEDDED_DATA, min_length=1)
     data_root: str | None = Field(None, description="folder of torchvision data sets")
+    artifacts: str | None = Field(
+        None, min_length=1, description="where report, study and winner are copied: a path, s3://, gs://, ... (fsspec)"
+    )
     bad_files: Real = Field(0.05, ge=0, le=1, description="share of files that cannot be used above which the study is refused")
     split: SplitSpec = SplitSpec()
     model: str = EMBEDDED_MODEL

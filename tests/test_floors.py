@@ -71,7 +71,7 @@ FLOORS = (
     ("hpsearch.search", "hpsearch.finetune", "hpsearch.tracking", "hpsearch.report"),
     ("hpsearch.executors",),
     ("hpsearch.orchestrator",),
-    ("hpsearch.proving", "hpsearch.startup", "hpsearch.places", "hpsearch.leftovers"),
+    ("hpsearch.proving", "hpsearch.startup", "hpsearch.places", "hpsearch.leftovers", "hpsearch.artifacts"),
     (
         "hpsearch.actions",
         "hpsearch.compared",

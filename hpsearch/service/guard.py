@@ -79,6 +79,11 @@ class Guard:
             raise FixInput(
                 f"data: {spec.data} is code, which this server does not run for others; start it with --allow-code to change that"
             )
+        for key in ("artifacts", "ray_address"):
+            if getattr(spec, key) is not None and not self.code:
+                raise FixInput(
+                    f"{key}: a study that is submitted may not send a server elsewhere; leave it out, or start it with --allow-code"
+                )
         files = {"data_root": spec.data_root, "weights": spec.weights if is_file(spec.weights) else None}
         if spec.data != EMBEDDED_DATA and (not spec.data.isalnum() or os.path.lexists(folder / spec.data)):  # else a set of torchvision
             files["data"] = spec.data
