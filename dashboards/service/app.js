@@ -123,10 +123,10 @@ for (const place of all("[data-draw][data-values]")) drawings[place.dataset.draw
 const live = document.getElementById("live");
 if (live) {
   const name = encodeURIComponent(live.dataset.study), running = {}, planned = {};
-  let known = { trials: [], curves: {}, objective: "", sign: 1, best: null }, waiting = 0, fetching = 0;
+  let known = null, waiting = 0, fetching = 0;
   const show = () => { waiting ||= setTimeout(() => {
     waiting = 0;
-    for (const place of all("[data-draw]", live)) drawings[place.dataset.draw](place, { ...known, running });
+    if (known) for (const place of all("[data-draw]", live)) drawings[place.dataset.draw](place, { ...known, running });
     const items = Object.keys(planned).map((n) => {
       const item = document.createElement("li"), bar = document.createElement("progress"), last = running[n]?.at(-1), label = document.createElement("a"), text = document.createElement("span");
       label.href = `/studies/${name}/trials/${n}`; label.textContent = `trial ${n}`;
@@ -142,7 +142,7 @@ if (live) {
     fetching = 0;
     try { const answer = await fetch(`/parts/data/${name}`); if (answer.ok) known = await answer.json(); } catch { return; }
     show();
-  }, 300 + 700 * Math.random()); };  // not everybody who watches at the same moment
+  }, known ? 300 + 700 * Math.random() : 0); };  // not everybody who watches at the same moment
   const hear = {
     session() { for (const n of Object.keys(planned)) { delete planned[n]; delete running[n]; } },
     trial(e) { if (e.trial < 0) return; planned[e.trial] = e.params.epochs ?? 0; running[e.trial] ??= []; },

@@ -31,7 +31,7 @@ def watched(server, tmp_path_factory):
         page.type("#f-name", "flowers")
         page.type("#f-trials", "3")
         page.js("document.querySelector('#f-pruner').value = 'none'")
-        page.type("#f-more", "space: {epochs: 40, frozen_layers: 5}")
+        page.type("#f-more", "space: {epochs: 120, frozen_layers: 5}")
         page.until("document.querySelector('#preview').innerText.includes('--name flowers')")
         seen["preview"] = page.js("document.querySelector('#preview').innerText")
         page.type("#f-trials", "3x")
