@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from hpsearch.keeping import write_durably
 from hpsearch.types import Asked, Event, StudyEnded, TrialEnded
 
 FOLDER = "asked"
@@ -27,15 +26,20 @@ class Control:
 
     def pause(self) -> None:
         """Have the session stop neatly, as a signal does."""
-        write_durably(self.folder / "pause", "")
+        self.ask("pause")
 
     def stop(self, trial: int) -> None:
         """Have a trial end at its next epoch."""
-        write_durably(self.folder / f"stop-{trial:d}", "")
+        self.ask(f"stop-{trial:d}")
 
     def extend(self, trials: int) -> None:
         """Have the study come to `trials` in all, if it would come to fewer."""
-        write_durably(self.folder / f"trials-{trials:d}", "")
+        self.ask(f"trials-{trials:d}")
+
+    def ask(self, name: str) -> None:
+        """Leave a request: a file that is empty, so that two who ask for the same at once do not meet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).touch()
 
     # ------------------------------------------------------------ being asked
 
