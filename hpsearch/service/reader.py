@@ -37,6 +37,8 @@ class Reader:
         self.locks: dict[str, threading.Lock] = {}
         self.guard = threading.Lock()
         self.flights: dict[str, asyncio.Future[Any]] = {}
+        self.states: dict[str, str] = {}  # of studies, as read last
+        self.changes = 0  # how often something was forgotten
 
     def close(self) -> None:
         """Close connections."""
@@ -49,10 +51,12 @@ class Reader:
         with lock:
             at, value = self.memory.get(key, (-math.inf, None))
             if time.monotonic() - at > FRESH:
+                changes = self.changes
                 value = read()
                 with self.guard:
                     self.memory.pop(key, None)  # the newest stand last
-                    self.memory[key] = (time.monotonic(), value)
+                    if changes == self.changes:  # else it may have been read before the change
+                        self.memory[key] = (time.monotonic(), value)
                     for old in list(self.memory)[:-KEPT]:
                         del self.memory[old]
                     if len(self.locks) > 4 * KEPT:  # whoever holds one of them goes on with it
@@ -79,8 +83,15 @@ class Reader:
     def forget(self, name: str) -> None:
         """Somebody has changed that study: what was read of it is old."""
         with self.guard:
+            self.changes += 1
             for key in [key for key in self.memory if key.endswith(f" {name}") or key in ("overview", "html studies", "counts")]:
                 del self.memory[key]
+
+    def notice(self, name: str, state: str) -> None:
+        """A study's state, as read now: what was read of it in another one is old."""
+        if self.states.get(name) != state:
+            self.states[name] = state
+            self.forget(name)
 
     # ------------------------------------------------------------ studies
 

@@ -22,7 +22,6 @@ from hpsearch.service.child import UNTRACKED
 LOG = "service.log"  # of a study, in its folder
 TURN = 0.5  # seconds between looks
 TIDY = 20.0  # seconds after which the storage's log is carried into its file
-SAME = 2.0  # seconds by which clocks may tell the start of one process differently
 TAIL = 2000  # bytes of a log's end
 LEAVE = 7.0  # seconds beyond those that trials get, for workers and storage to close
 
@@ -139,7 +138,7 @@ class Runner:
 def alive(entry: Entry) -> bool:
     """Whether the process that claimed a row on this machine still lives."""
     began = born(entry.pid) if entry.pid else 0.0
-    return bool(began) and abs(began - (entry.born or 0.0)) < SAME
+    return bool(began) and began == entry.born
 
 
 def read_tail(path: Path, size: int = TAIL) -> str:

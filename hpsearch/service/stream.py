@@ -84,4 +84,5 @@ def brief(reader: Reader, name: str) -> dict[str, Any]:
     """The same, read now."""
     entry = reader.entry(name)
     state = entry.state if entry else reader.state_elsewhere(name)
+    reader.notice(name, state)
     return {"state": state, "wanted": entry.wanted if entry else None, "note": entry.note if entry else ""}

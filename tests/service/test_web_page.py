@@ -165,7 +165,6 @@ def test_it_works_without_scripts(server, watched, tmp_path):
         assert page.js("document.querySelectorAll('.actions form').length") >= 1
 
 
-@pytest.mark.xfail(strict=False, reason="a known fault, issue 9: a study asked to pause as it begins may run on")
 def test_a_study_is_paused_and_cancelled_from_its_page(server, watched, tmp_path):
     server.submit("paused", {"trials": 3, "pruner": "none", "space": {"epochs": 300, "frozen_layers": 5}})
     with Browser(tmp_path / "profile") as page:
