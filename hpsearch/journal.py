@@ -44,13 +44,31 @@ class Journal:
     def record(self, event: Event) -> None:
         """Append the event; where the disk is full it is left out, and the study goes on."""
         row = row_of(event)
-        if row is None:
-            return
+        if row is not None:
+            self.write(row)
+        if isinstance(event, StudyStarted):  # a kill may have come between the storage and this file
+            told = self.told()
+            for record in event.records:
+                if record.status.ended and record.number not in told:
+                    self.write({"event": "ended", "best": None, **ended(record)})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a line."""
         line = f"{json.dumps(finite_json({'at': time.time(), **row}), separators=(',', ':'))}\n"
         with suppress(OSError):
             if self.descriptor is None:
                 self.descriptor = self.open()
             os.write(self.descriptor, line.encode())
+
+    def told(self) -> set[int]:
+        """The trials whose end stands in the file."""
+        found = set()
+        with suppress(OSError), self.path.open("rb") as file:
+            for line in file:
+                if b'"event":"ended"' in line:
+                    with suppress(ValueError, KeyError, TypeError):
+                        found.add(int(json.loads(line)["trial"]))
+        return found
 
     def open(self) -> int:
         """The file, at the beginning of a line."""

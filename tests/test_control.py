@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,19 +24,6 @@ from hpsearch.types import BudgetRaised, EpochDone, Notice, Status, StudyEnded, 
 from tests.waiting import Memory
 
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    path = tmp_path_factory.mktemp("storage") / "hpsearch.db"
-    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
-    return path
-
-
-@pytest.fixture
-def url(tmp_path, empty):
-    shutil.copy(empty, tmp_path / "hpsearch.db")
-    return f"sqlite:///{tmp_path}/hpsearch.db"
 
 
 class When(Memory):
@@ -166,6 +152,17 @@ def test_events_are_read_from_any_place_on(url, tmp_path):
     assert read_events(tmp_path, place) == (found[8:], end)
     assert read_events(tmp_path, end) == ([], end)
     assert read_events(tmp_path, end + 1000)[0] == found, "another file than the reader knew"
+
+
+def test_an_end_that_a_kill_left_out_is_told_by_the_next_session(url, tmp_path):
+    session(url, tmp_path, Memory(), trials=3)
+    file = tmp_path / EVENTS
+    file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(True) if not (b'"ended"' in line and b'"trial":1,' in line)))
+    before = [row["trial"] for _, row in read_events(tmp_path)[0] if row["event"] == "ended"]
+    assert sorted(before) == [0, 2]
+    session(url, tmp_path, Memory(), trials=4)
+    after = [row["trial"] for _, row in read_events(tmp_path)[0] if row["event"] == "ended"]
+    assert sorted(after) == [0, 1, 2, 3], "each once"
 
 
 def test_half_a_line_waits_and_never_spoils_the_next(tmp_path):
