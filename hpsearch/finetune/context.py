@@ -76,9 +76,9 @@ class DeviceContext:
 
     def share(self, study: str) -> DeviceShare:
         """What this process takes of its GPU beside other processes."""
-        device, memory = self.device, torch.cuda
-        name = str(memory.get_device_properties(device).uuid)
-        return DeviceShare(name, study, lambda: memory.mem_get_info(device)[0], lambda: memory.memory_reserved(device))
+        device, cuda = self.device, torch.cuda
+        name = str(cuda.get_device_properties(device).uuid)
+        return DeviceShare(name, study, lambda: cuda.mem_get_info(device), lambda: cuda.memory_reserved(device))
 
     def place(self) -> str:
         """The device's memory, as a person reads it."""

@@ -42,14 +42,16 @@ class Claim:
 
 
 class DeviceShare:
-    """This process's share of one device. `free` gives the device's free bytes, `held` those that this process's allocator has."""
+    """This process's share of one device. `memory` gives its free bytes and all, `held` those that this process's allocator has."""
 
-    def __init__(self, device: str, study: str, free: Callable[[], int], held: Callable[[], int], folder: Path | None = None) -> None:
+    def __init__(
+        self, device: str, study: str, memory: Callable[[], tuple[float, float]], held: Callable[[], int], folder: Path | None = None
+    ) -> None:
         self.folder = folder or Path(tempfile.gettempdir()) / "hpsearch-devices"
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # it is another user's
             self.folder.chmod(0o1777)
-        self.device, self.free, self.held = device, free, held
+        self.device, self.memory, self.held = device, memory, held
         self.mine = Claim(os.getpid(), study)
         self.path = self.folder / f"{device}-{os.getpid()}-{id(self):x}"
         with self.alone():
@@ -87,9 +89,14 @@ class DeviceShare:
             return ""
 
     def left(self, others: list[Claim]) -> float:
-        """Bytes that nobody holds or was promised."""
-        self.note()
-        return MARGIN * self.free() - self.mine.coming - sum(other.coming for other in others)
+        """Bytes that nobody holds or was promised.
+
+        What others hold is as they said last, and they may have given some back since: so all promises have to fit as well.
+        """
+        self.mine = replace(self.mine, held=self.held())
+        free, total = self.memory()
+        everybody = [self.mine, *others]
+        return min(MARGIN * free - sum(claim.coming for claim in everybody), MARGIN * total - sum(claim.promised for claim in everybody))
 
     def words(self, more: int, others: list[Claim]) -> str:
         """What is waited for, as a person should read it."""

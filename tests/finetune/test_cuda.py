@@ -144,7 +144,7 @@ def test_a_checkpoint_is_judged_as_it_was_scored_and_what_is_frozen_forgets_noth
 HOLDER = """
 import sys, time, torch
 from hpsearch.finetune.sharing import DeviceShare
-share = DeviceShare(sys.argv[1], "other", lambda: torch.cuda.mem_get_info()[0], lambda: 0)
+share = DeviceShare(sys.argv[1], "other", torch.cuda.mem_get_info, lambda: 0)
 share.ask(int(0.89 * torch.cuda.mem_get_info()[0]), 0)
 print("ready", flush=True)
 time.sleep(120)

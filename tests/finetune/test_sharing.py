@@ -23,12 +23,12 @@ class Device:
     def __init__(self, folder):
         self.folder, self.held = Path(folder), {}
 
-    def free(self):
-        return (TOTAL - sum(self.held.values())) / sharing.MARGIN
+    def memory(self):
+        return (TOTAL - sum(self.held.values())) / sharing.MARGIN, TOTAL / sharing.MARGIN
 
     def come(self, study):
         self.held[study] = 0
-        return DeviceShare("gpu", study, self.free, lambda: self.held[study], self.folder)
+        return DeviceShare("gpu", study, self.memory, lambda: self.held[study], self.folder)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from hpsearch.finetune.sharing import DeviceShare
-share = DeviceShare("gpu", "other", lambda: 1000, lambda: 0, Path(sys.argv[1]))
+share = DeviceShare("gpu", "other", lambda: (1000, 1000), lambda: 0, Path(sys.argv[1]))
 print(repr(share.ask(900, 0)), flush=True)
 time.sleep(60)
 """
