@@ -49,6 +49,12 @@ def visible() -> tuple[str, ...]:
     return tuple(map(str, range(count or int(Path("/dev/dxg").exists()))))  # dxg: the GPU of a Windows host
 
 
+def seeing(gpu: str) -> dict[str, str]:
+    """What makes a process see one GPU alone, in its environment."""
+    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi numbers them; else as the user does
+    return {VISIBLE: gpu, **order}
+
+
 def crew(devices: str | tuple[int, ...], workers: int | str, threads: int, cores: int | None = None) -> Crew:
     """The workers, each of `threads` threads, dealt over the devices. "auto" is one for each GPU, or one per core without.
 
@@ -79,5 +85,4 @@ def crew(devices: str | tuple[int, ...], workers: int | str, threads: int, cores
     if not chosen:
         return Crew(({VISIBLE: ""} if devices == "cpu" else {},) * count, ("",) * count)
     gpus = tuple(chosen[i % len(chosen)] for i in range(count))
-    order = {} if VISIBLE in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi numbers them
-    return Crew(tuple({VISIBLE: name, **order} for name in gpus), gpus)
+    return Crew(tuple(seeing(gpu) for gpu in gpus), gpus)

@@ -79,3 +79,20 @@ def postgres():
         yield server.start()
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def empty_storage(tmp_path_factory):
+    """A storage without studies, to be copied: making one takes longer than most tests."""
+    from hpsearch.search.store import open_storage
+
+    path = tmp_path_factory.mktemp("storage") / "hpsearch.db"
+    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
+    return path
+
+
+@pytest.fixture
+def url(tmp_path, empty_storage):
+    """A storage of the test's own."""
+    shutil.copy(empty_storage, tmp_path / "hpsearch.db")
+    return f"sqlite:///{tmp_path}/hpsearch.db"

@@ -20,19 +20,6 @@ from hpsearch.types import EpochDone, Status, StudyStarted, TrialAgain, TrialEnd
 from tests.waiting import Memory
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    path = tmp_path_factory.mktemp("storage") / "hpsearch.db"
-    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
-    return path
-
-
-@pytest.fixture
-def url(tmp_path, empty):
-    shutil.copy(empty, tmp_path / "hpsearch.db")
-    return f"sqlite:///{tmp_path}/hpsearch.db"
-
-
 def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, memory=None, **values):
     """One session of a study; why it ended, and what was seen."""
     spec = parse_spec({"name": "s", "sampler": "random", "trials": budget or 8, **values})
@@ -273,10 +260,10 @@ def test_states_that_have_no_room_are_let_go_the_worst_first(url, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tmp_path, empty, sampler):
+def test_a_study_with_rungs_that_is_interrupted_goes_on_as_it_would_have(url, tmp_path, empty_storage, sampler):
     other = tmp_path / "whole"
     other.mkdir()
-    shutil.copy(empty, other / "hpsearch.db")
+    shutil.copy(empty_storage, other / "hpsearch.db")
     halving(f"sqlite:///{other}/hpsearch.db", other, budget=20, sampler=sampler)
     for stop_after in (7, 30, 80):
         polls = iter(range(stop_after))

@@ -35,13 +35,6 @@ SMALL = {
 CLOCKS = {"started": None, "ended": None, "seconds": 0.0, "reused": "", "checkpoint": None, "state": None}
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    path = tmp_path_factory.mktemp("storage") / "hpsearch.db"
-    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
-    return path
-
-
 def timeless(record):
     curve = tuple({k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in record.curve)
     return replace(record, **CLOCKS, curve=curve)
@@ -61,10 +54,10 @@ def study(url, name, executor, trackers=(), begin=3, **values):
     return records
 
 
-def compared(place, empty, samplers, ref, reuse, **values):
+def compared(place, empty_storage, samplers, ref, reuse, **values):
     """Records of one study a sampler; with `reuse`, all through one memo."""
     folder = Path(tempfile.mkdtemp(dir=place))
-    shutil.copy(empty, folder / "hpsearch.db")
+    shutil.copy(empty_storage, folder / "hpsearch.db")
     memo, found = Memo(), {}
     for sampler in samplers:
         inner = InlineExecutor(ref)
@@ -82,10 +75,10 @@ def compared(place, empty, samplers, ref, reuse, **values):
     objective=st.sampled_from(["val_loss", "accuracy"]),
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_study_with_reuse_is_the_study_without(tmp_path, empty, samplers, pruner, seed, objective):
+def test_a_study_with_reuse_is_the_study_without(tmp_path, empty_storage, samplers, pruner, seed, objective):
     ref = KernelRef("tests.kernels:curves", {})
     values = {"pruner": pruner, "seed": seed, "objective": objective}
-    plain, reused = (compared(tmp_path, empty, samplers, ref, reuse, **values) for reuse in (False, True))
+    plain, reused = (compared(tmp_path, empty_storage, samplers, ref, reuse, **values) for reuse in (False, True))
     for sampler in samplers:
         assert [timeless(r) for r in reused[sampler]] == [timeless(r) for r in plain[sampler]]
     assert not any(r.reused for r in reused[samplers[0]] if r.number < 3)
@@ -94,13 +87,13 @@ def test_a_study_with_reuse_is_the_study_without(tmp_path, empty, samplers, prun
     assert [r.status for r in reused[samplers[0]][:3]] == [r.status for r in reused[samplers[1]][:3]], "Hyperband deals alike brackets"
 
 
-def test_rungs_pause_and_promote_replayed_trials_alike(tmp_path, empty):
+def test_rungs_pause_and_promote_replayed_trials_alike(tmp_path, empty_storage):
     pruner = {"name": "halving", "warmup": 0.2, "reduction_factor": 2}
     found = []
     for reuse in (False, True):
         folder = tmp_path / f"{reuse}"
         folder.mkdir()
-        shutil.copy(empty, folder / "hpsearch.db")
+        shutil.copy(empty_storage, folder / "hpsearch.db")
         (folder / "states").mkdir()
         ref, memo, studies = KernelRef("tests.kernels:curves", {"states": str(folder / "states")}), Memo(), []
         for sampler in ("random", "tpe", "grid"):
@@ -116,12 +109,12 @@ def test_rungs_pause_and_promote_replayed_trials_alike(tmp_path, empty):
     assert any(r.reused and r.status is Status.PRUNED for records in studies for r in records)
 
 
-def test_with_the_real_kernel_a_reused_trial_is_what_training_gives(tmp_path, empty):
+def test_with_the_real_kernel_a_reused_trial_is_what_training_gives(tmp_path, empty_storage):
     space = {**SMALL, "epochs": [2, 4], "learning_rate": [3e-3, 1e-2]}
     config = parse_spec({"space": space}).resolved() | {"folder": str(tmp_path), "device": "cpu", "threads": 1, "precision": "fp32"}
     ref = KernelRef("hpsearch.finetune.family:make", config)
     values = {"space": space, "trials": 7, "pruner": "median"}
-    plain, reused = (compared(tmp_path, empty, ["random", "tpe"], ref, reuse, **values) for reuse in (False, True))
+    plain, reused = (compared(tmp_path, empty_storage, ["random", "tpe"], ref, reuse, **values) for reuse in (False, True))
     for sampler in ("random", "tpe"):
         assert [timeless(r) for r in reused[sampler]] == [timeless(r) for r in plain[sampler]]
     assert sum(bool(r.reused) for r in reused["tpe"]) >= 3

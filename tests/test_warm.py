@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import optuna
@@ -191,19 +190,6 @@ def test_of_several_models_each_has_its_turn():
 
 
 # ---------------------------------------------------------------- studies in a storage
-
-
-@pytest.fixture(scope="module")
-def empty_storage(tmp_path_factory):
-    path = tmp_path_factory.mktemp("storage")
-    open_storage(f"sqlite:///{path}/hpsearch.db", create=True).engine.dispose()
-    return path / "hpsearch.db"
-
-
-@pytest.fixture
-def url(tmp_path, empty_storage):
-    shutil.copy(empty_storage, tmp_path / "hpsearch.db")
-    return f"sqlite:///{tmp_path}/hpsearch.db"
 
 
 def spec_of(name, sampler="random", space=None, **more):

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -20,13 +20,12 @@ from hpsearch import machine
 from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.executors.aside import PREPARING, call, launch
+from hpsearch.executors.seat import Seat, Watch, seated
 from hpsearch.executors.worker import BEAT, BIRTHS, KEEP, STALL, KernelRef, Sessions, failures, ready, sessions_of
 from hpsearch.faults import crash_point
 from hpsearch.machine import ignore_signals, kill_group, shielded
 from hpsearch.protocols import GRACE, Message
-from hpsearch.types import Job, Outcome, Say
-
-SHARED = ("model", "frozen_layers")  # trials that are equal in these share activations
+from hpsearch.types import Job, Say
 
 
 def serve(connection: Connection, ref: KernelRef, worker: int, place: Mapping[str, str]) -> None:
@@ -73,25 +72,11 @@ def serve(connection: Connection, ref: KernelRef, worker: int, place: Mapping[st
 
 
 @dataclass
-class Seat:
-    """One worker as the executor sees it."""
+class ProcessSeat(Seat):
+    """A worker in a process of this machine."""
 
     process: ForkServerProcess
     connection: Connection
-    slots: int = 0  # jobs that it takes at once; 0 until it is ready
-    jobs: dict[int, set[int]] = field(default_factory=dict)  # live trials by job
-    seen: set[tuple[Any, ...]] = field(default_factory=set)  # what it has activations of, as far as is known here
-    worn: bool = False  # it takes no more jobs
-    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
-    hung: bool = False
-
-    alone: int | None = None  # the last job that was to have the worker to itself
-
-    def free(self, alone: bool = False) -> int:
-        """Jobs that could start; `alone`: with the worker to itself."""
-        if self.worn or self.alone in self.jobs:
-            return 0
-        return self.slots - len(self.jobs) if not alone else int(bool(self.slots) and not self.jobs)
 
 
 class ProcessExecutor:
@@ -114,9 +99,9 @@ class ProcessExecutor:
         resource_tracker.ensure_running()  # it would lift the shield: it guards itself
         with shielded():
             forkserver.ensure_running()  # returns at once; it imports while the caller goes on
-        self.seats: list[Seat] = []
+        self.seats: list[ProcessSeat] = []
         self.selector = selectors.DefaultSelector()  # of their connections, each with the number of its worker
-        self.looked = time.monotonic()
+        self.watched = Watch(stall)
         self.unborn = 0  # workers in a row that died before they were ready
 
     def start(self) -> None:
@@ -130,7 +115,7 @@ class ProcessExecutor:
         """Call a function in a process forked from the same server; see `aside.call`."""
         return call(self.context, target, config, say, stopped_by, what, self.crew.places[0])
 
-    def hire(self, worker: int) -> Seat:
+    def hire(self, worker: int) -> ProcessSeat:
         """Start one worker."""
         ours, theirs = self.context.Pipe()
         process = self.context.Process(
@@ -139,21 +124,15 @@ class ProcessExecutor:
         launch(process)
         theirs.close()
         self.selector.register(ours, selectors.EVENT_READ, worker)
-        return Seat(process, ours)
+        return ProcessSeat(process, ours)
 
     def free(self, alone: bool = False) -> int:
         """How many jobs could start at once; `alone`: each with a worker to itself."""
         return sum(seat.free(alone) for seat in self.seats)
 
     def submit(self, job: Job) -> None:
-        """Send the job to the worker with the fewest; one that has activations of its trials may have one more."""
-        shared = {tuple(trial.params.get(name) for name in SHARED) for trial in job.trials}
-        free = [seat for seat in self.seats if seat.free(job.alone)]
-        assert free, "submit only to a free executor"
-        seat = min(free, key=lambda seat: (len(seat.jobs) - (shared <= seat.seen), not shared <= seat.seen))
-        seat.seen |= shared
-        seat.alone = job.id if job.alone else seat.alone
-        seat.jobs[job.id], seat.heard = {trial.number for trial in job.trials}, time.monotonic()
+        """Send the job to a worker; `seated` chooses."""
+        seat = seated(self.seats, job)
         with suppress(OSError):  # it just died: poll() notices and ends its trials
             seat.connection.send(job)
 
@@ -163,14 +142,9 @@ class ProcessExecutor:
         return [message for key, _ in self.selector.select(timeout) for message in self.hear(key.data)]
 
     def watch(self) -> None:
-        """End workers that hang. Silence counts only while this process itself was awake."""
-        now = time.monotonic()
-        if now - self.looked > min(10.0, self.stall):
-            for seat in self.seats:
-                seat.heard = now
-        self.looked = now
-        for seat in self.seats:
-            if seat.jobs and now - seat.heard > self.stall and not seat.connection.poll(0):
+        """End workers that hang."""
+        for seat in self.watched.silent(self.seats):
+            if not seat.connection.poll(0):
                 seat.hung = True
                 kill_group(seat.process.pid or 0)
                 seat.process.kill()
@@ -182,14 +156,9 @@ class ProcessExecutor:
             message: Message = seat.connection.recv()
         except (EOFError, OSError):
             return self.bury(worker)
-        seat.heard = time.monotonic()
+        seat.heed(message)
         if message.facts is not None:
-            seat.slots, self.unborn = message.facts.slots, 0
-        if message.job is not None:
-            seat.jobs[message.job] -= {item.trial for item in message.step if isinstance(item, Outcome)}
-            if message.done:
-                del seat.jobs[message.job]
-        seat.worn = seat.worn or bool(message.worn)
+            self.unborn = 0
         return [message]
 
     def bury(self, worker: int) -> list[Message]:

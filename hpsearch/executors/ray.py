@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hpsearch.errors import FixSetup
 from hpsearch.executors.actor import Here, Letter, Parcel, Sent, Wanted, Worker
 from hpsearch.executors.aside import PREPARING
 from hpsearch.executors.cluster import cause_of, connect, load_ray
-from hpsearch.executors.process import SHARED, ProcessExecutor
+from hpsearch.executors.process import ProcessExecutor
+from hpsearch.executors.seat import Seat, Watch, seated
 from hpsearch.executors.worker import BIRTHS, KEEP, STALL, KernelRef, Notes, failures
 from hpsearch.keeping import patiently
 from hpsearch.protocols import Message
@@ -32,26 +33,13 @@ CHUNK = 2**26  # bytes of a file that travel at once
 
 
 @dataclass
-class Seat:
-    """One worker as the executor sees it."""
+class RaySeat(Seat):
+    """A worker in an actor."""
 
     actor: Any
     said: Any  # generator of references to what it says
     births: int = 0  # workers in a row in this seat that were lost before they were ready
     where: str = ""  # it was placed there
-    slots: int = 0  # jobs that it takes at once; 0 until it is ready
-    jobs: dict[int, set[int]] = field(default_factory=dict)  # live trials by job
-    seen: set[tuple[Any, ...]] = field(default_factory=set)  # what it has activations of, as far as is known here
-    alone: int | None = None  # the last job that was to have the worker to itself
-    worn: bool = False  # it takes no more jobs
-    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
-    hung: bool = False
-
-    def free(self, alone: bool = False) -> int:
-        """Jobs that could start; `alone`: with the worker to itself."""
-        if self.worn or self.alone in self.jobs:
-            return 0
-        return self.slots - len(self.jobs) if not alone else int(bool(self.slots) and not self.jobs)
 
 
 class RayExecutor:
@@ -83,11 +71,12 @@ class RayExecutor:
         beside = max(1, int(1 / self.gpus)) if self.gpus else max(1, *nodes)
         sharing = min(beside, self.workers)
         self.crew = Crew(({},) * sharing, ("",) * sharing)  # of one device; which one an actor sees is Ray's to say
-        self.seats: dict[int, Seat] = {}
+        self.seats: dict[int, RaySeat] = {}
         self.notes = Notes(None, "val_loss")
         self.trials: dict[int, Trial] = {}  # live ones, by number
         self.files: dict[str, Sent] = {}  # in the object store, by path
-        self.looked = self.polled = self.manned = time.monotonic()
+        self.looked = self.manned = time.monotonic()
+        self.watched = Watch(stall)
 
     def fitting(self, resources: Mapping[str, float]) -> int:
         """How many workers these resources are enough for."""
@@ -116,9 +105,9 @@ class RayExecutor:
         """Ask Ray for one worker."""
         actors = self.ray.remote(concurrency_groups={"orders": 1})(Worker)
         actor = actors.options(num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0).remote(self.ref, number)
-        self.seats[number] = Seat(actor, actor.serve.options(num_returns="streaming").remote(), births)
+        self.seats[number] = RaySeat(actor, actor.serve.options(num_returns="streaming").remote(), births)
 
-    def send(self, seat: Seat, order: Any) -> None:
+    def send(self, seat: RaySeat, order: Any) -> None:
         """Give an order; that the worker is lost is noticed in poll()."""
         seat.actor.order.options(concurrency_group="orders").remote(order)
 
@@ -133,20 +122,15 @@ class RayExecutor:
         return sum(seat.free(alone) for seat in self.seats.values())
 
     def submit(self, job: Job) -> None:
-        """Send the job, with the states of its trials, to the worker with the fewest, as `ProcessExecutor.submit` chooses it."""
-        shared = {tuple(trial.params.get(name) for name in SHARED) for trial in job.trials}
-        free = [seat for seat in self.seats.values() if seat.free(job.alone)]
-        assert free, "submit only to a free executor"
-        seat = min(free, key=lambda seat: (len(seat.jobs) - (shared <= seat.seen), not shared <= seat.seen))
-        seat.seen |= shared
-        seat.alone = job.id if job.alone else seat.alone
+        """Send the job, with the states of its trials, to a worker; `seated` chooses."""
+        seat = seated(self.seats.values(), job)
         self.notes.begin(job)
         self.trials |= {trial.number: trial for trial in job.trials}
         states: dict[int, bytes] = {}
         for trial in job.trials:
             with suppress(OSError):  # it is gone: the trial begins anew
                 states |= {trial.number: Path(trial.resume).read_bytes()} if trial.resume is not None else {}
-        seat.jobs[job.id], seat.heard = set(self.trials) & {trial.number for trial in job.trials}, time.monotonic()
+        seat.heard = time.monotonic()  # states may be large
         self.send(seat, Parcel(job, states))
 
     def poll(self, timeout: float) -> list[Message]:
@@ -175,14 +159,9 @@ class RayExecutor:
         return [Message(0, None, notice=text)]
 
     def watch(self) -> None:
-        """End workers that hang. Silence counts only while this process itself was awake."""
-        now = time.monotonic()
-        if now - self.polled > min(10.0, self.stall):
-            for seat in self.seats.values():
-                seat.heard = now
-        self.polled = now
-        for seat in self.seats.values():
-            if seat.jobs and now - seat.heard > self.stall and not seat.hung:
+        """End workers that hang."""
+        for seat in self.watched.silent(self.seats.values()):
+            if not seat.hung:
                 seat.hung = True
                 self.ray.kill(seat.actor)
 
@@ -203,13 +182,9 @@ class RayExecutor:
             self.send(seat, self.file(said.path))
             return []
         message = self.receive(said)
+        seat.heed(message)
         if message.facts is not None:
-            seat.slots, seat.births = message.facts.slots, 0
-        if message.job is not None:
-            seat.jobs[message.job] -= {item.trial for item in message.step if isinstance(item, Outcome)}
-            if message.done:
-                del seat.jobs[message.job]
-        seat.worn = seat.worn or bool(message.worn)
+            seat.births = 0
         return [message]
 
     def receive(self, letter: Letter) -> Message:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hpsearch import actions, places
-from hpsearch.devices import VISIBLE, visible
+from hpsearch.devices import seeing, visible
 from hpsearch.errors import HpsearchError, Interrupted, WaitOrStop
 from hpsearch.machine import born
 from hpsearch.search.queue import Queue
@@ -60,8 +60,7 @@ def confine(slot: int, slots: int) -> None:
         os.sched_setaffinity(0, cores[slot % len(cores) :: slots] or cores)
     gpus = visible()
     if len(gpus) > 1 and slots > 1:
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi numbers them
-        os.environ[VISIBLE] = gpus[slot % len(gpus)]
+        os.environ.update(seeing(gpus[slot % len(gpus)]))
 
 
 if __name__ == "__main__":

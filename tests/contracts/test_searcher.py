@@ -49,14 +49,6 @@ def url(folder):
 
 
 @pytest.fixture(scope="module")
-def empty_storage(tmp_path_factory):
-    """Optuna's tables, made once: a second each time otherwise."""
-    path = tmp_path_factory.mktemp("storage")
-    open_storage(url(path), create=True).engine.dispose()
-    return path / "hpsearch.db"
-
-
-@pytest.fixture(scope="module")
 def empty_database(request):
     """The same on a server: how to make another one."""
     postgres = request.getfixturevalue("postgres")

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import closing
 
 import pytest
 from serving import LONG, SHORT, Server
@@ -81,19 +82,17 @@ def test_a_study_that_dies_takes_nothing_with_it(servers):
     server.submit("first", {**SMALL, "workers": 1})
     server.submit("second", {**SMALL, "workers": 1, "space": {"epochs": 30, "frozen_layers": 5}})
     first_epoch(server, "second")
-    children = {row.study: row.pid for row in queue_of(server)}
+    children = {row.study: row.pid for row in asked(server, Queue.running)}
     os.kill(children["second"], signal.SIGKILL)
     server.until("first", "done")
     server.until("second", "done")
     assert whole(server, "first") == whole(server, "second") == 3
 
 
-def queue_of(server):
-    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db", server.folder)
-    try:
-        return queue.running()
-    finally:
-        queue.close()
+def asked(server, verb):
+    """What the queue says, read beside the server."""
+    with closing(Queue(f"sqlite:///{server.folder}/hpsearch.db", server.folder)) as queue:
+        return verb(queue)
 
 
 def test_a_neat_end_leaves_studies_that_the_next_server_goes_on_with(servers):
@@ -102,19 +101,11 @@ def test_a_neat_end_leaves_studies_that_the_next_server_goes_on_with(servers):
     first_epoch(server, "first")
     assert server.stop() == 128 + signal.SIGTERM
     assert server.children() == []
-    (entry,) = [row for row in all_of(server) if row.study == "first"]
+    (entry,) = [row for row in asked(server, Queue.all_latest) if row.study == "first"]
     assert (entry.state, entry.losses) == ("queued", 0)
     again = servers()
     again.until("first", "done")
     assert whole(again, "first") == 2
-
-
-def all_of(server):
-    queue = Queue(f"sqlite:///{server.folder}/hpsearch.db", server.folder)
-    try:
-        return queue.all_latest()
-    finally:
-        queue.close()
 
 
 def test_a_study_that_cannot_run_fails_with_its_reason_and_the_queue_goes_on(servers):
