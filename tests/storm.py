@@ -128,11 +128,14 @@ def storage_of(place: Path) -> str:
 
 def complete(place: Path) -> dict[int, float]:
     """The values of trials that Optuna calls complete."""
+    storage = optuna.storages.RDBStorage(storage_of(place))
     try:
-        study = optuna.load_study(study_name="s", storage=storage_of(place))
+        trials = optuna.load_study(study_name="s", storage=storage).get_trials(deepcopy=False)
     except KeyError:
         return {}
-    return {t.number: t.value for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE" and t.value is not None}
+    finally:
+        storage.engine.dispose()  # asked often, it would use up the connections of a server
+    return {t.number: t.value for t in trials if t.state.name == "COMPLETE" and t.value is not None}
 
 
 def grid(points: int) -> dict[str, object]:

@@ -8,7 +8,7 @@ import pytest
 
 from hpsearch.search.store import open_storage
 from tests.hosts import HOSTS, Pair, storm_of_hosts
-from tests.storm import begin, examine, grid
+from tests.storm import begin, examine, grid, ledgered
 from tests.waiting import until
 
 SMALL = {"trials": 20, "space": grid(20), "sampler": "grid", "sleep": 0.2, "mlflow": False}
@@ -45,8 +45,13 @@ def test_an_orchestrator_that_was_frozen_and_overtaken_writes_nothing_when_it_wa
 def test_without_the_lease_two_hosts_are_noticed(tmp_path, postgres):
     pair = Pair(tmp_path, postgres, SMALL, "lease")
     try:
-        for host in HOSTS:
-            pair.begin(host)
+        pair.begin(HOSTS[0])
+        until(pair.told)
+        pair.sessions[HOSTS[0]].send_signal(signal.SIGSTOP)
+        pair.begin(HOSTS[1])
+        had = ledgered(tmp_path)
+        until(lambda: ledgered(tmp_path) > had + 4)
+        pair.sessions[HOSTS[0]].send_signal(signal.SIGCONT)
         codes = [session.wait(timeout=120) for session in pair.sessions.values()]
     finally:
         pair.close()

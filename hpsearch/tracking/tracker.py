@@ -119,6 +119,7 @@ class MlflowTracker:
                     self.problem = "its process died"
                 elif patience is not None and (now - begun > patience or (seen and now - moved > STILL_SECONDS)):
                     self.problem = f"MLflow did not take everything within {now - begun:.0f} s"
+        self.watch()  # the last of it may have arrived with the answer
         self.process.join(EXIT_SECONDS)  # killed while it gives its semaphores back, it would leave a warning on the terminal
         self.abandon()
 
