@@ -95,10 +95,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
     with hold(folder, where.storage, name) as lease, stop_signals() as signalled:
         control, journal = Control(folder), Journal(folder)
         control.begin()
-
-        def stopped_by() -> int | None:
-            return signalled() or (signal.SIGINT if control.asked().pause else None)
-
+        stopped_by = control.or_pause(signalled)
         heard = [journal, *listeners]
         mlflow = tracking.MlflowTracker(where.tracking, folder, heard) if where.tracking else None
         trackers: list[Tracker] = [*([mlflow] if mlflow else []), control, *heard]

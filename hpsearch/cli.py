@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from hpsearch.options import F, guarded, harmless, located, served, stored
 
 if TYPE_CHECKING:
     from hpsearch.compared import Compared
+    from hpsearch.comparing import Contest
     from hpsearch.places import Place
     from hpsearch.types import TrialRecord
 
@@ -176,36 +178,37 @@ def compare(
 
     from hpsearch import compared
     from hpsearch.errors import FixInput
-    from hpsearch.summary import compared_lines
 
-    where = located(storage, tracking_uri, not no_tracking)
-    if len(studies) > 1 or (studies and not studies[0].endswith((".yaml", ".yml")) and compared.is_there(where, studies[0])):
+    where, client = located(storage, tracking_uri, not no_tracking), served()
+    there = client.has if client else partial(compared.is_there, where)
+    if looking := len(studies) > 1 or bool(studies and not studies[0].endswith((".yaml", ".yml")) and there(studies[0])):
         given = [f"--{key}" for key, value in flags.items() if value is not None] + ["--set"] * bool(settings)
         if given:
             raise FixInput(f"{', '.join(given)}: for a comparison that is to be run, and these studies are there already; leave it out")
+    if client:
+        cli_service.compare(client, studies if looking else contest(studies, name, settings, flags), anyway, as_json)
+        return
+    from hpsearch.summary import compared_lines
+
+    if looking:
         from hpsearch.printing import Steps
 
         with Steps(Console(stderr=True)) as steps:
             found = compared.look(where, studies, name, anyway, steps.say)
     else:
-        found = run_comparison(studies[0] if studies else None, where, name, settings, flags, as_json)
+        found = run_comparison(contest(studies, name, settings, flags), where, as_json)
     click.echo(json.dumps(compared.as_json(found), indent=2) if as_json else "\n".join(compared_lines(found)))
     if found.tracking_problem:
         click.echo(f"{found.tracking_problem}. The studies themselves are whole.", err=True)
 
 
-def run_comparison(
-    study: str | None, where: Place, name: str | None, settings: tuple[str, ...], flags: dict[str, Any], as_json: bool
-) -> Compared:
-    """Run a comparison, shown on the terminal."""
-    from rich.console import Console
-
+def contest(studies: tuple[str, ...], name: str | None, settings: tuple[str, ...], flags: dict[str, Any]) -> Contest:
+    """The comparison that is asked for."""
     from hpsearch import comparing
-    from hpsearch.race import RaceLines, RaceTable
     from hpsearch.resources import folder, study_file
     from hpsearch.spec import load_spec
 
-    path = study_file(Path(study)) if study is not None else None if own(flags, settings) else folder("studies") / "digits.yaml"
+    path = study_file(Path(studies[0])) if studies else None if own(flags, settings) else folder("studies") / "digits.yaml"
     wanted = flags.pop("samplers")
     samplers = wanted.split(",") if wanted is not None else comparing.SAMPLERS
     repeats, seconds, initial = (flags.pop(key) for key in ("repeats", "seconds", "initial"))
@@ -213,11 +216,20 @@ def run_comparison(
         flags["trials"] = comparing.TRIALS if seconds is None else comparing.UNBOUNDED
     specs = [load_spec(path, settings, flags | {"sampler": sampler.strip()}) for sampler in samplers]
     more = {key: value for key, value in (("repeats", repeats), ("initial", initial)) if value is not None}
-    asked = comparing.contest(specs, seconds=seconds, name=name, **more)
+    return comparing.contest(specs, seconds=seconds, name=name, **more)
+
+
+def run_comparison(asked: Contest, where: Place, as_json: bool) -> Compared:
+    """Run a comparison, shown on the terminal."""
+    from rich.console import Console
+
+    from hpsearch import comparing
+    from hpsearch.race import RaceLines, RaceTable
+
     console = Console(stderr=as_json)
     view = RaceTable(console) if console.is_terminal else RaceLines(console)
     try:
-        if left := comparing.left_out(specs[0]):
+        if left := comparing.left_out(asked.specs[0]):
             view.say(f"Model: a comparison does without the study's {', '.join(left)}")
         return comparing.compare(asked, where, [view], view.say)
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,10 @@ from hpsearch.options import guarded, harmless, located, served, stored
 
 if TYPE_CHECKING:
     from hpsearch.client import Client
+    from hpsearch.comparing import Contest
     from hpsearch.spec import StudySpec
 
-SERVED = ("run", "list", "show", "report", "pause", "resume", "cancel", "stop", "extend")
+SERVED = ("run", "compare", "list", "show", "report", "pause", "resume", "cancel", "stop", "extend")
 PORT = 8470
 
 
@@ -209,13 +212,7 @@ def run(client: Client, spec: StudySpec, detach: bool, as_json: bool) -> None:
     if detach:
         click.echo(json.dumps(row) if as_json else f"{name} is queued: {client.server}/studies/{name}")
         return
-    click.echo(f"{name} is on {client.server}/studies/{name} (Ctrl-C leaves it running there)", err=True)
-    budget = row["trials"]
-    for event in client.events(name):
-        budget = event.get("budget", budget)
-        if not as_json and (line := line_of(event, budget)):
-            click.echo(harmless(line))
-    row = client.show(name)
+    row = follow(client, row, as_json)
     best = row.get("best")
     if as_json:
         click.echo(json.dumps(row, indent=2))
@@ -227,13 +224,49 @@ def run(client: Client, spec: StudySpec, detach: bool, as_json: bool) -> None:
     sys.exit(0 if best and row["state"] in ("done", "paused", "cancelled") else 1)
 
 
+def compare(client: Client, asked: Contest | Sequence[str], anyway: bool, as_json: bool) -> None:
+    """Have a server compare samplers, and follow that to its end; or compare studies that it has."""
+    names = asked if isinstance(asked, Sequence) else [submitted(client, asked, as_json)]
+    found = client.compare(*names, anyway=anyway)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for sentence in found["verdict"]:
+        click.echo(harmless(sentence))
+    if len(names) == 1:
+        click.echo(f"Report: hpsearch --server {client.server} report {names[0]}")
+
+
+def submitted(client: Client, asked: Contest, as_json: bool) -> str:
+    """The name of a comparison that a server has carried out."""
+    values = asked.specs[0].model_dump(mode="json", exclude_unset=True) | {"name": asked.name}
+    wanted: dict[str, Any] = {"samplers": [spec.sampler for spec in asked.specs], "repeats": asked.repeats, "initial": asked.initial}
+    wanted |= {"seconds": asked.seconds} if math.isfinite(asked.seconds) else {}
+    row = follow(client, client.run(values, compare=wanted), as_json)
+    if row["state"] != "done":
+        raise FixSetup(f"the comparison '{asked.name}' is {row['state']}: {row['note'] or f'{client.server}/studies/{asked.name}'}")
+    return asked.name
+
+
+def follow(client: Client, row: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """Print what happens until a study has ended; what it came to."""
+    name, budget = row["study"], row["trials"]
+    click.echo(f"{name} is on {client.server}/studies/{name} (Ctrl-C leaves it running there)", err=True)
+    for event in client.events(name):
+        budget = event.get("budget", budget)
+        if not quiet and (line := line_of(event, budget)):
+            click.echo(harmless(line))
+    return client.show(name)
+
+
 def line_of(event: dict[str, Any], budget: int) -> str:
     """An event as a line; "" for those that are not worth one."""
     match event["event"]:
         case "ended":
             result = event["error"] or f"val_loss {event['val_loss']:.4f}" if event["val_loss"] is not None else event["error"] or ""
             star = "  best" if event["best"] == event["trial"] else ""
-            return f"{event['name']} of {budget} {event['status'].lower()} {result} {event['seconds']:.1f} s{star}"
+            which = f"{event['study']} {event['name']}" if "study" in event else f"{event['name']} of {budget}"
+            return f"{which} {event['status'].lower()} {result} {event['seconds']:.1f} s{star}"
         case "state":
             from hpsearch.client import OVER
 
@@ -245,9 +278,9 @@ def line_of(event: dict[str, Any], budget: int) -> str:
     return ""
 
 
-def list_studies(client: Client, as_json: bool) -> None:
-    """A server's studies."""
-    rows = client.list()
+def list_studies(client: Client, as_json: bool, of: Sequence[str] = ()) -> None:
+    """A server's studies; those of a comparison."""
+    rows = [row for row in client.list() if not of or row["study"] in of]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -261,7 +294,13 @@ def list_studies(client: Client, as_json: bool) -> None:
 def show(client: Client, study: str | None, as_json: bool) -> None:
     """A server's study with its trials."""
     name = one(client, study)
-    row, trials = client.show(name), client.trials(name, limit=1000)["trials"]
+    row = client.show(name)
+    if row["studies"]:
+        click.echo(json.dumps(row, indent=2) if as_json else f"{harmless(name)}: {row['state']}, {row['ended']}/{row['trials']} trials")
+        if not as_json:
+            list_studies(client, as_json, row["studies"])
+        return
+    trials = client.trials(name, limit=1000)["trials"]
     if as_json:
         click.echo(json.dumps(row | {"trials": trials}, indent=2))
         return

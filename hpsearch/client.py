@@ -44,12 +44,23 @@ class Client:
 
     # ------------------------------------------------------------ studies
 
-    def run(self, study: Mapping[str, Any] | str, *, key: str | None = None, priority: int = 0, share: str = "") -> dict[str, Any]:
-        """Submit a study: the keys of a study file, or its text. Twice with one `key` is once, also when the connection breaks."""
-        body = {"study": dict(study)} if isinstance(study, Mapping) else {"yaml": study}
-        found: dict[str, Any] = self.ask(
-            "POST", "/studies", body | {"priority": priority, "share": share}, {"idempotency-key": key or secrets.token_hex(16)}, again=True
-        )
+    def run(
+        self,
+        study: Mapping[str, Any] | str,
+        *,
+        compare: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        priority: int = 0,
+        share: str = "",
+    ) -> dict[str, Any]:
+        """Submit a study: the keys of a study file, or its text. Twice with one `key` is once, also when the connection breaks.
+
+        `compare`: samplers to compare on it, such as {"samplers": ["random", "tpe"], "repeats": 5}.
+        """
+        body: dict[str, Any] = {"study": dict(study)} if isinstance(study, Mapping) else {"yaml": study}
+        body |= {"priority": priority, "share": share} | ({"compare": dict(compare)} if compare is not None else {})
+        headers = {"idempotency-key": key or secrets.token_hex(16)}
+        found: dict[str, Any] = self.ask("POST", "/studies", body, headers, again=True)
         return found
 
     def list(self) -> list[dict[str, Any]]:
@@ -65,6 +76,10 @@ class Client:
         """One study."""
         found: dict[str, Any] = self.ask("GET", self.path(study))
         return found
+
+    def has(self, study: str) -> bool:
+        """Whether there is one of that name."""
+        return any(row["study"] == study for row in self.list())
 
     def trials(self, study: str, **query: Any) -> dict[str, Any]:
         """A page of its trials: status, sort, order, offset, limit."""
@@ -125,7 +140,7 @@ class Client:
     # ------------------------------------------------------------ what comes of it
 
     def compare(self, *studies: str, anyway: bool = False) -> dict[str, Any]:
-        """Studies compared."""
+        """Studies compared, or what one comparison of samplers came to."""
         query = urlencode([("study", name) for name in studies] + [("anyway", "true")] * anyway)
         found: dict[str, Any] = self.ask("GET", f"/compare?{query}")
         return found

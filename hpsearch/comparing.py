@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from hpsearch import tracking
 from hpsearch.actions import behind, ending
 from hpsearch.compared import Compared, conclude, told, write_values
+from hpsearch.control import Control
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
+from hpsearch.journal import Digest, Journal
 from hpsearch.machine import stop_signals
 from hpsearch.names import check_name
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
 from hpsearch.protocols import Tracker
-from hpsearch.spec import StudySpec, comparable
+from hpsearch.spec import StudySpec, comparable, parse_spec
 from hpsearch.startup import (
     DATA_REPORT,
     await_workers,
@@ -34,7 +36,7 @@ from hpsearch.startup import (
     prepare,
     same_inputs,
 )
-from hpsearch.types import ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
+from hpsearch.types import Asked, ComparisonStarted, Facts, Prepared, Say, StoredStudy, TrialRecord, say_nothing
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -65,6 +67,10 @@ class Contest:
             for spec in self.specs
         ]
 
+    def trials(self) -> int:
+        """How many trials all studies come to; 0 where their budget is in seconds."""
+        return self.repeats * sum(spec.trials for spec in self.specs) if math.isinf(self.seconds) else 0
+
 
 def contest(
     specs: Sequence[StudySpec], repeats: int = 8, initial: int = 5, seconds: float | None = None, name: str | None = None
@@ -87,6 +93,13 @@ def contest(
     for spec in found.studies():
         check_name(spec.study_name())
     return found
+
+
+def contest_of(values: Mapping[str, Any], samplers: Sequence[str], seconds: float | None = None, **more: int) -> Contest:
+    """A comparison on a study, given as the keys of its file; its name becomes that of the comparison. Raises FixInput."""
+    values = {"trials": TRIALS if seconds is None else UNBOUNDED, **values}
+    specs = [parse_spec({**values, "sampler": sampler}) for sampler in samplers]
+    return contest(specs, seconds=seconds, name=values.get("name"), **more)
 
 
 def study_name(name: str, sampler: str, repeat: int) -> str:
@@ -117,7 +130,10 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
     for spec in asked.specs:
         preflight(spec.sampler)
     mlflow: tracking.MlflowTracker | None = None
-    with hold(folder, where.storage, asked.name) as lease, stop_signals() as stopped_by:
+    with hold(folder, where.storage, asked.name) as lease, stop_signals() as signalled, closing(Digest(folder)) as digest:
+        control = Control(folder)
+        control.begin()
+        stopped_by, listeners = control.or_pause(signalled), [digest, *listeners]
         try:
             with ExitStack() as stack:
                 stack.enter_context(closing(executor))
@@ -142,6 +158,7 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                 raise Interrupted(text, stopped_by() or signal.SIGINT)
             say("Writing the page", 0, 0)
             result = conclude(asked.name, names, where, time.monotonic() - begun, ui_command(where) if where.tracking else None)
+            digest.record(told(result))
             if mlflow is not None:
                 say("Completing the MLflow mirror", 0, 0)
                 mlflow.record(told(result))
@@ -262,14 +279,20 @@ class Course:
         from hpsearch.search.searcher import OptunaSearcher
 
         name, folder = spec.study_name(), self.where.runs(spec.study_name())
-        with hold(folder, self.where.storage, name) as lease:
+        with hold(folder, self.where.storage, name) as lease, closing(Journal(folder)) as journal:
             lease.guard(self.storage)
+            control = Control(folder)
+            control.begin()
+            trackers, stopped_by = [*trackers, control, journal], control.or_pause(self.stopped_by)
             shutil.copyfile(self.folder / DATA_REPORT, folder / DATA_REPORT)
             begin = initial(spec, self.asked.initial)
 
             def stop() -> str | None:
                 lease.check()
-                return "interrupted" if self.stopped_by() else None
+                return "interrupted" if stopped_by() else None
+
+            def trials_to_stop() -> Asked:
+                return replace(control.asked(), trials=0)  # as many for every sampler
 
             with closing(OptunaSearcher(spec, self.storage, begin, self.asked.seconds, folder)) as searcher:
                 reusing = Reusing(self.executor, self.memo, str(folder), spec.pruner.name == "halving")
@@ -280,6 +303,7 @@ class Course:
                     budget=searcher.size(spec.trials),
                     ahead=ask_ahead(spec.sampler, reusing.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
                     stop=stop,
+                    asked=trials_to_stop,
                     facts=self.facts,
                 )
                 reason = loop.run(name, spec.resolved(), experiment=self.asked.name)

@@ -5,7 +5,9 @@ A file needs no server and no database, and outlives whoever asked and whoever i
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,6 +58,10 @@ class Control:
         names = [path.name for path in self.folder.glob("*")] if self.folder.exists() else []
         self.looked, self.found = now, Asked("pause" in names, numbers(names, "stop"), max(numbers(names, "trials"), default=0))
         return self.found
+
+    def or_pause(self, signalled: Callable[[], int | None]) -> Callable[[], int | None]:
+        """The signal that came, or SIGINT once a pause is asked for."""
+        return lambda: signalled() or (signal.SIGINT if self.asked().pause else None)
 
     def record(self, event: Event) -> None:
         """Take away what has been carried out."""

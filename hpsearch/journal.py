@@ -12,6 +12,8 @@ from typing import Any
 
 from hpsearch.types import (
     BudgetRaised,
+    ComparisonEnded,
+    ComparisonStarted,
     EpochDone,
     Event,
     LoopSpent,
@@ -84,6 +86,27 @@ class Journal:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+class Digest(Journal):
+    """Of a comparison: its studies, and the ends of their trials. Each study has a journal of its own."""
+
+    study = ""
+
+    def record(self, event: Event) -> None:
+        """Append what is worth a line."""
+        match event:
+            case ComparisonStarted(name, samplers, repeats, trials):
+                self.write({"event": "session", "study": name, "budget": trials, "samplers": samplers, "repeats": repeats})
+            case StudyStarted(study):
+                self.study = study
+                self.write({"event": "study", "study": study})
+            case TrialEnded(record, best):
+                self.write({"event": "ended", "study": self.study, "best": best, **ended(record)})
+            case ComparisonEnded(_, verdict):
+                self.write({"event": "over", "reason": "compared", "verdict": list(verdict)})
+            case TrialAgain() | Notice() | TrackingBehind():
+                self.write({**(row_of(event) or {}), "study": self.study})
 
 
 def row_of(event: Event) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ const all = (selector, inside = document) => [...inside.querySelectorAll(selecto
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // ---- parts: <div data-src="/parts/x" data-every="3"> by time, data-on="ended state" by event
-const busy = new Set(), again = new Set();
+const busy = new Set(), again = new Set(), shown = new WeakMap();
 async function refresh(part) {
   if (busy.has(part)) { again.add(part); return; }
   if (part.closest("details:not([open])") || (part.contains(document.activeElement) && document.activeElement.matches("input, select, textarea"))) return;
@@ -14,7 +14,8 @@ async function refresh(part) {
     if (answer.status === 401) location.href = "/login";
     if (answer.ok) {
       const text = await answer.text();
-      if ("text" in part.dataset) { part.textContent = text; part.scrollTop = part.scrollHeight; }
+      if (shown.get(part) === text) { /* nothing new */ }
+      else if ("text" in part.dataset) { part.textContent = text; part.scrollTop = part.scrollHeight; }
       else {
         const held = part.contains(document.activeElement) ? all("a, button, input", part).indexOf(document.activeElement) : -1;
         const marked = all("input:checked", part).map((box) => box.value), scrolled = part.querySelector(".scroll")?.scrollTop;
@@ -23,7 +24,9 @@ async function refresh(part) {
         if (scrolled) part.querySelector(".scroll").scrollTop = scrolled;
         if (held >= 0) all("a, button, input", part)[held]?.focus();
         if (part.id === "trials") arrange();
+        drawn(part);
       }
+      shown.set(part, text);
     }
   } catch { /* the server is away: the page stays, and asks again */ }
   busy.delete(part);
@@ -100,7 +103,8 @@ const drawings = {
   },
   race(place, values) {
     const shades = ["complete", "pruned", "failed", "accent", "muted"], dashes = ["solid", "dash", "dot", "dashdot"];
-    draw(place, values.map((study, i) => { const s = steps(study.trials, study.sign); return { x: s.map((p) => p[0]), y: s.map((p) => p[1]), name: plain(study.study), mode: "lines+markers", line: { shape: "hv", color: colour(shades[i % 5]), dash: dashes[i % 4] } }; }), ["trial", "best so far"]);
+    const groups = [...new Set(values.map((study) => study.sampler))], many = values.some((study) => study.repeat > 1);  // repeats of one sampler look alike
+    draw(place, values.map((study, n) => { const s = steps(study.trials, study.sign), i = many ? groups.indexOf(study.sampler) : n; return { x: s.map((p) => p[0]), y: s.map((p) => p[1]), name: plain(many ? study.sampler : study.study), hovertext: plain(study.study), legendgroup: String(i), showlegend: !many || study.repeat === 1, mode: many ? "lines" : "lines+markers", line: { shape: "hv", color: colour(shades[i % 5]), dash: dashes[i % 4] } }; }), ["trial", "best so far"]);
   },
   history(place, { trials, objective, sign }) {
     const known = trials.filter((t) => t.score !== null), best = steps(trials, sign), shown = { complete: "circle", pruned: "triangle-down", failed: "x" };
@@ -117,7 +121,8 @@ const drawings = {
     draw(place, data, ["epoch", "validation loss"], { legend: false, yaxis: { type: "log", dtick: "D2", tickformat: "~g" } });
   },
 };
-for (const place of all("[data-draw][data-values]")) drawings[place.dataset.draw](place, JSON.parse(place.dataset.values));
+function drawn(inside) { for (const place of all("[data-draw][data-values]", inside)) drawings[place.dataset.draw](place, JSON.parse(place.dataset.values)); }
+drawn(document);
 
 // ---- a study that is being watched
 const live = document.getElementById("live");

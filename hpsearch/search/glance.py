@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,15 @@ class Glance:
     counts: dict[str, int]  # trials by fate: complete, pruned, failed, running, waiting
     best: float | None  # score of the best complete trial
     default: float | None  # of trial 0
+
+
+def together(name: str, studies: Sequence[Glance], sign: int) -> Glance:
+    """Several studies of one objective as one; `sign`: 1 where less is better."""
+    counts: Counter[str] = Counter()
+    for study in studies:
+        counts.update(study.counts)
+    found = [study.best for study in studies if study.best is not None]
+    return Glance(name, dict(counts), min(found, key=lambda best: sign * best) if found else None, None)
 
 
 def glances(storage: RDBStorage, names: Sequence[str] | None = None) -> dict[str, Glance]:

@@ -43,6 +43,7 @@ from hpsearch.search.store import begin_immediate, open_storage, set_pragmas, sq
 ACTIVE = ("queued", "running", "paused")  # one row a study at most
 STATES = (*ACTIVE, "done", "failed", "cancelled")
 LOSSES = 5  # of a study's process, in a row; then the study has failed
+COMPARE = "compare"  # key beside those of a study: samplers are to be compared on it, and how
 DAY = 86400.0  # seconds whose use counts for fair shares
 
 META = MetaData()

@@ -37,12 +37,13 @@ def desk_of(request: Request) -> Desk:
 
 @router.post("/studies", status_code=201, responses={200: {"description": "The same key had submitted it before", "model": Study}})
 def submit(asked: Submission, request: Request, response: Response, key: Key = None) -> Study:
-    """Submit a study."""
+    """Submit a study, or a comparison of samplers on one."""
     desk = desk_of(request)
     entry, new = desk.submit(asked, key)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/api/studies/{entry.study}"
-    return Study(**desk.reader.row(entry.study, entry, None), spec=dict(entry.values), facts={}, warnings=[])
+    row = desk.reader.row(entry.study, entry, None)
+    return Study(**row, spec=dict(entry.values), facts={}, warnings=[])
 
 
 @router.get("/studies")
@@ -168,7 +169,7 @@ async def export(name: Name, request: Request) -> FileResponse:
 @router.get("/compare", response_model=None)
 async def compare(
     request: Request,
-    study: Annotated[list[str], Query(min_length=2, max_length=50)],
+    study: Annotated[list[str], Query(min_length=1, max_length=50, description="two studies or more, or one comparison that was run")],
     anyway: Annotated[bool, Query(description="also where they differ in more than their sampler")] = False,
 ) -> dict[str, Any]:
     """Studies compared, as `hpsearch compare` does it."""

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hpsearch import actions, places
+from hpsearch import actions, comparing, places
 from hpsearch.devices import seeing, visible
 from hpsearch.errors import HpsearchError, Interrupted, WaitOrStop
 from hpsearch.machine import born
-from hpsearch.search.queue import Queue
+from hpsearch.places import Place
+from hpsearch.race import RaceLines
+from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.spec import parse_spec
 from hpsearch.terminal import Lines
 
@@ -38,9 +40,12 @@ def main(number: int, slot: int, slots: int) -> None:
     entry = queue.entry(number)
     state, note, wait, view = "failed", "it ended in a way that nobody foresaw: see its log", 0.0, Lines(Console(width=160))
     try:
-        spec = parse_spec({**entry.values, "name": entry.study, "trials": entry.trials})
-        summary = actions.run(spec, where, [view], view.say)
-        state, note = ("done", summary.reason) if summary.best else ("failed", "no trial is complete: see its trials and its log")
+        if COMPARE in entry.values:
+            state, note = "done", compare(entry, where)
+        else:
+            spec = parse_spec({**entry.values, "name": entry.study, "trials": entry.trials})
+            summary = actions.run(spec, where, [view], view.say)
+            state, note = ("done", summary.reason) if summary.best else ("failed", "no trial is complete: see its trials and its log")
     except Interrupted:
         state, note = "interrupted", ""
     except WaitOrStop as error:
@@ -51,6 +56,17 @@ def main(number: int, slot: int, slots: int) -> None:
     finally:
         queue.conclude(number, os.getpid(), state, note, entry.trials, wait)
         queue.close()
+
+
+def compare(entry: Entry, where: Place) -> str:
+    """Run a comparison; what can be said of it, in a sentence."""
+    values, view = dict(entry.values), RaceLines(Console(width=160))
+    wanted = values.pop(COMPARE)
+    asked = comparing.contest_of({**values, "name": entry.study}, **wanted)
+    if left := comparing.left_out(asked.specs[0]):
+        view.say(f"Model: a comparison does without the study's {', '.join(left)}")
+    verdict = comparing.compare(asked, where, [view], view.say).verdict
+    return verdict[min(1, len(verdict) - 1)]  # the first says what was compared
 
 
 def confine(slot: int, slots: int) -> None:

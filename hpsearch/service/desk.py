@@ -14,18 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpsearch.compared import PAGE, members
+from hpsearch.comparing import contest_of
 from hpsearch.control import Control
 from hpsearch.errors import FixInput, FixSetup, HpsearchError, NotFound, WaitOrStop
 from hpsearch.machine import Load, load
 from hpsearch.names import check_name
 from hpsearch.places import Place
-from hpsearch.search.queue import Entry, Queue
+from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.service.guard import Guard
 from hpsearch.service.models import Revision, Submission
 from hpsearch.service.reader import Reader
 from hpsearch.service.runner import Runner
 from hpsearch.service.stream import Feed
-from hpsearch.spec import StudySpec, parse_spec
+from hpsearch.spec import parse_spec
 from hpsearch.startup import check_models
 from hpsearch.types import Status
 from hpsearch.yamlfile import parse_yaml
@@ -53,22 +55,29 @@ class Desk:
         """Queue a study: its row, and whether it is new. FixInput as `hpsearch run` says it."""
         if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
             raise FixInput(f"the idempotency key must be 1 to {LONGEST_KEY} plain characters")
-        values, spec = self.understood(asked)
+        name, values, trials = self.understood(asked)
         digest = hashlib.blake2b(json.dumps(asked.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
-        entry, new = self.queue.add(spec.study_name(), values, spec.trials, asked.priority, asked.share, key, digest)
+        entry, new = self.queue.add(name, values, trials, asked.priority, asked.share, key, digest)
         self.reader.forget(entry.study)
         self.runner.wake.set()
         return entry, new
 
-    def understood(self, asked: Submission) -> tuple[Mapping[str, Any], StudySpec]:
-        """The study that is asked for, as values and checked."""
+    def understood(self, asked: Submission) -> tuple[str, Mapping[str, Any], int]:
+        """What is asked for, checked: its name, its values as the queue keeps them, how many trials it comes to."""
         values: Any = asked.study if asked.study is not None else parse_yaml(asked.yaml or "", "the study")
         if not isinstance(values, Mapping):
             raise FixInput("the study must be a mapping of keys to values, as in a study file")
-        spec = parse_spec(values)
+        if asked.compare is None:
+            spec = parse_spec(values)
+            name, trials = spec.study_name(), spec.trials
+        else:
+            wanted = asked.compare.model_dump()
+            contest = contest_of(values, **wanted)
+            spec, values = contest.specs[0], {**values, COMPARE: wanted}
+            name, trials = contest.name, contest.trials()
         check_models(spec)
         self.guard.admit(spec, self.where.folder)
-        return values, spec
+        return name, values, trials
 
     def want(self, name: str, wanted: str) -> Entry:
         """Pause or cancel a study."""
@@ -87,6 +96,10 @@ class Desk:
 
     def revise(self, name: str, asked: Revision) -> Entry:
         """More trials, or another priority."""
+        check_name(name)
+        known = self.reader.entry(name)
+        if asked.trials and known is not None and COMPARE in known.values:
+            raise FixInput(f"'{name}' is a comparison, whose studies have as many trials each: submit another one with more")
         entry = self.submitted(name, lambda: self.queue.revise(name, asked.trials, asked.priority))
         if entry.state == "running" and asked.trials and entry.home == self.queue.home:
             Control(self.where.runs(name)).extend(asked.trials)
@@ -163,6 +176,8 @@ class Desk:
         """A study's page: the one in its folder where the study is at rest, a new one otherwise."""
         row = await asyncio.to_thread(self.reader.study, name)
         path = self.reader.folder(name) / "report.html"
+        if row["studies"]:
+            return await self.comparison(name, live=row["state"] in ("running", "queued"))
         if row["state"] in ("running", "queued") or not path.is_file():
             if not row["ended"]:
                 raise WaitOrStop(f"no trial of '{name}' has ended yet: there is nothing to report")
@@ -178,12 +193,21 @@ class Desk:
             await self.command("export", name, "-o", str(folder))
             return Path(await asyncio.to_thread(packed, folder))
 
+    async def comparison(self, name: str, live: bool) -> Path:
+        """The page of a comparison, made anew while its studies run."""
+        path = self.reader.folder(name) / PAGE
+        if live or not path.is_file():
+            await self.compare([name], False)
+        return path
+
     async def compare(self, names: list[str], anyway: bool) -> Any:
-        """Studies compared, as `hpsearch compare` does it."""
+        """Studies compared, or one comparison that was run, as `hpsearch compare` does it."""
+        known = await asyncio.to_thread(self.reader.studies)
         for name in names:
-            await asyncio.to_thread(self.reader.stored, name)
-        if len(set(names)) < 2:
-            raise FixInput("name two studies or more to compare")
+            if not members(known, check_name(name)):
+                await asyncio.to_thread(self.reader.stored, name)
+        if len(set(names)) < 2 and names[0] in known:
+            raise FixInput("name two studies or more to compare, or one comparison")
         return json.loads(await self.command("compare", *names, "--json", "--no-tracking", *(["--anyway"] if anyway else [])))
 
 

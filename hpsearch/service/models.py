@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hpsearch.comparing import SAMPLERS
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -15,11 +17,21 @@ class Given(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+class Samplers(Given):
+    """Samplers to compare on a study, each with a study of its own in each repeat."""
+
+    samplers: list[str] = Field(default_factory=lambda: list(SAMPLERS), min_length=2, max_length=20)
+    repeats: int = Field(8, ge=1, le=1000)
+    initial: int = Field(5, ge=1, le=1_000_000, description="trials that all samplers of a repeat begin with")
+    seconds: float | None = Field(None, gt=0, description="of training for each study, in place of a number of trials")
+
+
 class Submission(Given):
     """A study to run, as its file has it: as a mapping, or as text."""
 
     study: dict[str, Any] | None = Field(None, description="the keys of a study file", examples=[{"trials": 12, "sampler": "tpe"}])
     yaml: str | None = Field(None, description="a study file's text, in place of `study`", max_length=200_000)
+    compare: Samplers | None = Field(None, description="compare samplers on it, as `hpsearch compare` does, instead of running it once")
     priority: int = Field(0, ge=-1000, le=1000, description="larger ones run first")
     share: str = Field("", max_length=64, pattern=r"^[\w.@-]*$", description="for whom; equal priorities get equal shares of the machine")
 
@@ -54,7 +66,7 @@ class Overview(BaseModel):
     state: str = Field(description="queued, running, paused, done, failed, cancelled; stored: in the storage, not in the queue")
     wanted: str | None = Field(description="what a running study is to become once its trials have stopped")
     note: str
-    trials: int = Field(description="the budget")
+    trials: int = Field(description="the budget; of a comparison all studies together, 0 where it is in seconds")
     ended: int
     counts: dict[str, int]
     best_score: float | None
@@ -64,6 +76,7 @@ class Overview(BaseModel):
     submitted: float | None = Field(description="seconds since the epoch (UTC)")
     started: float | None
     finished: float | None
+    studies: list[str] = Field(description="of a comparison: those that have begun; empty for a study")
 
 
 class TrialRow(BaseModel):

@@ -21,6 +21,7 @@ from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, HpsearchError, NotFound, http_status
 from hpsearch.names import check_name
 from hpsearch.resources import folder
+from hpsearch.search.queue import COMPARE, Entry
 from hpsearch.service.api import SANDBOX, desk_of
 from hpsearch.service.desk import Desk
 from hpsearch.service.form import filled, preview, preview_of, submission
@@ -138,20 +139,27 @@ def static(name: str) -> FileResponse:
 def studies(request: Request) -> HTMLResponse:
     """All studies."""
     desk = desk_of(request)
-    rows = desk.reader.overview()
+    rows = listed(desk)
     return page("studies", here="studies", rows=rows[:LISTED], total=len(rows), devices=desk.devices(), ui=desk.ui)
+
+
+def listed(desk: Desk) -> list[dict[str, Any]]:
+    """All studies but those that a comparison stands for."""
+    rows = desk.reader.overview()
+    within = {study for row in rows for study in row["studies"]}
+    return [row for row in rows if row["study"] not in within]
 
 
 @router.get("/parts/studies")
 async def part_studies(request: Request) -> HTMLResponse:
     """The table of the first page."""
-    reader = desk_of(request).reader
+    desk = desk_of(request)
 
     def made() -> str:
-        rows = reader.overview()
+        rows = listed(desk)
         return part("rows", rows=rows[:LISTED], total=len(rows))
 
-    return HTMLResponse(await reader.shared("html studies", made))
+    return HTMLResponse(await desk.reader.shared("html studies", made))
 
 
 @router.get("/parts/devices")
@@ -201,13 +209,53 @@ def study(name: str, request: Request) -> HTMLResponse:
     """A study, live."""
     desk = desk_of(request)
     try:
+        entry = desk.reader.entry(name)
+        if entry is not None and COMPARE in entry.values:
+            return page("contest", plots=True, **contest(desk, entry), devices=desk.devices())
         values = summary(desk, name)
     except HpsearchError as error:
         return trouble(error)
-    entry = desk.reader.entry(name)
     asked = dict(entry.values) if entry else dict(values["row"]["spec"])
     shown = preview(asked | {"name": name, "trials": values["row"]["trials"]})
     return page("study", plots=True, **{**values, **table(desk, name)}, devices=desk.devices(), yaml=shown.yaml, command=shown.command)
+
+
+@router.get("/parts/contest/{name}")
+async def part_contest(name: str, request: Request) -> HTMLResponse:
+    """Where a comparison stands."""
+    desk = desk_of(request)
+
+    def made() -> str:
+        entry = desk.reader.entry(name)
+        if entry is None or COMPARE not in entry.values:
+            raise NotFound(f"'{name}' is no comparison")
+        return part("standings", **contest(desk, entry))
+
+    return HTMLResponse(await desk.reader.shared(f"html contest {name}", made))
+
+
+def contest(desk: Desk, entry: Entry) -> dict[str, Any]:
+    """What is said of a comparison of samplers."""
+    row, asked = desk.reader.study(entry.study), dict(entry.values)
+    wanted = asked.pop(COMPARE)
+    rows, race = beside([desk.reader.stored(name) for name in row["studies"]])
+    shown = preview(asked | {"name": entry.study}, wanted)
+    of = wanted["repeats"] * len(wanted["samplers"])
+    times = "once" if wanted["repeats"] == 1 else f"{wanted['repeats']} times each"
+    text = f"It compares {', '.join(wanted['samplers'])}, {times}, each repeat with the same first {wanted['initial']} trials."
+    where = {"queued": "It waits for its turn.", "done": entry.note}.get(entry.state, f"{len(rows)} of {of} studies have begun.")
+    return {
+        "name": entry.study,
+        "row": row,
+        "verdict": f"{text} {where}",
+        "submitted": True,
+        "rows": rows,
+        "race": race,
+        "mixed": False,
+        "yaml": shown.yaml,
+        "command": shown.command,
+        "ui": desk.ui,
+    }
 
 
 @router.get("/parts/study/{name}")
@@ -407,16 +455,7 @@ def compare(request: Request, study: Chosen = []) -> HTMLResponse:  # noqa: B006
         found = [desk.reader.stored(name) for name in dict.fromkeys(study)]
     except HpsearchError as error:
         return trouble(error)
-    rows, race = [], []
-    for stored in found:
-        objective = str(stored.spec.get("objective", "val_loss"))
-        best, default = best_of(stored), stored.default
-        known = best is not None and default is not None and best.score is not None and default.score is not None
-        better = (default.score - best.score) * OBJECTIVES.get(objective, 1) if known else None  # type: ignore[union-attr, operator]
-        row = {"study": stored.name, "sampler": stored.spec.get("sampler", "–"), "objective": objective, "gain": gain(better, objective)}
-        row |= {"best": best.score if best else None, "default": default.score if default else None}
-        rows.append(row | {"ended": sum(r.status.ended for r in stored.records), "seconds": sum(r.seconds for r in stored.records)})
-        race.append({"study": stored.name, "sign": OBJECTIVES.get(objective, 1), "trials": points(stored.records)})
+    rows, race = beside(found)
     return page(
         "compare",
         here="compare",
@@ -424,11 +463,27 @@ def compare(request: Request, study: Chosen = []) -> HTMLResponse:  # noqa: B006
         all=desk.reader.overview()[:LISTED],
         chosen=study,
         rows=rows,
-        race=finite_json(race),
+        race=race,
         mixed=len({row["objective"] for row in rows}) > 1,
         report=f"/compare/report?{urlencode([('study', name) for name in study])}",
         ui=desk.ui,
     )
+
+
+def beside(studies: list[StoredStudy]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Studies side by side: the rows of a table, and what is drawn."""
+    rows, race = [], []
+    for stored in studies:
+        objective = str(stored.spec.get("objective", "val_loss"))
+        best, default = best_of(stored), stored.default
+        known = best is not None and default is not None and best.score is not None and default.score is not None
+        better = (default.score - best.score) * OBJECTIVES.get(objective, 1) if known else None  # type: ignore[union-attr, operator]
+        row = {"study": stored.name, "sampler": stored.spec.get("sampler", "–"), "objective": objective, "gain": gain(better, objective)}
+        row |= {"best": best.score if best else None, "default": default.score if default else None}
+        rows.append(row | {"ended": sum(r.status.ended for r in stored.records), "seconds": sum(r.seconds for r in stored.records)})
+        line = {"study": stored.name, "sampler": row["sampler"], "repeat": int(stored.spec.get("repeat", 0))}
+        race.append(line | {"sign": OBJECTIVES.get(objective, 1), "trials": points(stored.records)})
+    return rows, finite_json(race)
 
 
 @router.get("/compare/report")

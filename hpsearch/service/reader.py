@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hpsearch.compared import members
 from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixSetup, NotFound
 from hpsearch.leftovers import locked
 from hpsearch.names import check_name
 from hpsearch.places import Place, winning
-from hpsearch.search.catalog import read_study
-from hpsearch.search.glance import Glance, glances
-from hpsearch.search.queue import Entry, Queue
+from hpsearch.search.catalog import read_study, study_names
+from hpsearch.search.glance import Glance, glances, together
+from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.search.store import open_storage
 from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
 
@@ -98,7 +99,19 @@ class Reader:
     def stored(self, name: str) -> StoredStudy:
         """A study as the storage has it; NotFound, or FixInput for a name that no study has."""
         check_name(name)
-        return self.once(f"study {name}", lambda: read_study(self.storage, name))
+        return self.once(f"study {name}", lambda: self.read_stored(name))
+
+    def read_stored(self, name: str) -> StoredStudy:
+        """The same, read now."""
+        entry = self.entry(name)
+        if entry is not None and COMPARE in entry.values:
+            found = ", ".join(members(self.studies(), name)) or "of which none has begun"
+            raise NotFound(f"'{name}' is a comparison: its trials are those of its studies, {found}")
+        return read_study(self.storage, name)
+
+    def studies(self) -> list[str]:
+        """The names of all that the storage has."""
+        return self.once("studies", lambda: study_names(self.storage))
 
     def folder(self, name: str) -> Path:
         """A study's folder."""
@@ -120,16 +133,18 @@ class Reader:
         """The same, read now."""
         entries = {entry.study: entry for entry in self.queue.all_latest()}
         known = glances(self.storage)
-        rows = [self.row(name, entry, known.get(name)) for name, entry in entries.items()]
+        rows = [self.row(name, entry, known.get(name), known) for name, entry in entries.items()]
         return rows + [self.row(name, None, glance) for name, glance in known.items() if name not in entries]
 
     def study(self, name: str) -> dict[str, Any]:
         """One study; NotFound where neither queue nor storage has it."""
         entry = self.entry(name)
-        glance = glances(self.storage, [name]).get(name)
+        wanted = [name, *(members(self.studies(), name) if entry is not None and COMPARE in entry.values else [])]
+        known = glances(self.storage, wanted)
+        glance = known.get(name)
         if entry is None and glance is None:
             self.stored(name)  # says which name is near
-        row = self.row(name, entry, glance)
+        row = self.row(name, entry, glance, known)
         try:
             stored = self.stored(name)
         except NotFound:
@@ -138,8 +153,12 @@ class Reader:
         shown: dict[str, Any] = finite_json(row | about(stored))
         return shown
 
-    def row(self, name: str, entry: Entry | None, glance: Glance | None) -> dict[str, Any]:
-        """A study as a row of lists."""
+    def row(self, name: str, entry: Entry | None, glance: Glance | None, known: Mapping[str, Glance] = {}) -> dict[str, Any]:
+        """A study, or a comparison of those that are `known`, as a row of lists."""
+        studies: list[str] = []
+        if entry is not None and COMPARE in entry.values:
+            studies = members([*known], name)
+            glance = together(name, [known[study] for study in studies], OBJECTIVES.get(str(entry.values.get("objective")), 1))
         counts = glance.counts if glance else {}
         state = entry.state if entry else self.state_elsewhere(name)
         ended = sum(counts.get(fate, 0) for fate in ("complete", "pruned", "failed"))
@@ -159,6 +178,7 @@ class Reader:
             "submitted": entry.submitted if entry else None,
             "started": entry.started if entry else None,
             "finished": entry.ended if entry else None,
+            "studies": studies,
         }
 
     def state_elsewhere(self, name: str) -> str:

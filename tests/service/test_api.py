@@ -201,6 +201,67 @@ def test_studies_are_compared(server, done):
     assert server.ask("GET", "/api/compare?study=done&study=nope")[0] == 404
 
 
+DUEL = {"samplers": ["random", "tpe"], "repeats": 2, "initial": 2}
+
+
+@pytest.fixture(scope="module")
+def duel(server):
+    """A comparison of samplers that was paused in the middle and has ended."""
+    server.submit("duel", {**SHORT, "trials": 3, "pruner": "none"}, compare=DUEL)
+    first = next(event for kind, _, event in events(server, "duel") if kind == "ended")
+    assert first["study"] == "duel-random-r1"
+    assert server.ask("POST", "/api/studies/duel/pause")[0] == 202
+    paused = server.until("duel", "paused", "done")
+    assert paused["state"] == "paused", "it was over too soon"
+    assert 0 < paused["ended"] < 12
+    assert server.ask("POST", "/api/studies/duel/resume")[0] == 202
+    return server.until("duel", "done")
+
+
+def test_samplers_are_compared_through_the_queue(server, duel):
+    names = ["duel-random-r1", "duel-random-r2", "duel-tpe-r1", "duel-tpe-r2"]
+    assert sorted(duel["studies"]) == names
+    assert (duel["trials"], duel["ended"], duel["counts"]) == (12, 12, {"complete": 12})
+    found = Client(server.address).compare("duel")
+    assert sorted(found["studies"]) == names
+    assert duel["note"] in found["verdict"]
+    assert duel["best_score"] == min(server.study(name)["best_score"] for name in names)
+    assert {row["study"] for row in server.ask("GET", "/api/studies")[1]["studies"]} >= {"duel", *names}
+    told = [(event["study"], event["trial"]) for kind, _, event in events(server, "duel") if kind == "ended"]
+    assert sorted(set(told)) == [(name, trial) for name in names for trial in range(3)]
+    own = [event["trial"] for kind, _, event in events(server, "duel-tpe-r2") if kind == "ended"]
+    assert sorted(set(own)) == [0, 1, 2]
+
+
+def test_a_comparison_has_a_report_and_no_trials_of_its_own(server, duel):
+    status, headers, page = server.raw("GET", "/api/studies/duel/report")
+    assert (status, page) == (200, (server.folder / "hpsearch-runs" / "duel" / "comparison.html").read_bytes())
+    assert headers["content-security-policy"].startswith("sandbox")
+    status, problem = server.ask("GET", "/api/studies/duel/trials")
+    assert (status, "its trials are those of its studies, duel-random-r1" in problem["detail"]) == (404, True)
+    assert server.ask("GET", "/api/studies/duel/model")[0] == 404
+    status, problem = server.ask("PATCH", "/api/studies/duel", {"trials": 80})
+    assert (status, "a comparison" in problem["detail"]) == (422, True)
+    assert server.ask("PATCH", "/api/studies/duel", {"priority": 3})[1]["priority"] == 3
+
+
+@pytest.mark.parametrize(
+    ("compare", "words"),
+    [
+        ({"samplers": ["tpe"]}, "at least 2"),
+        ({"samplers": ["tpe", "tqe"]}, "did you mean 'tpe'"),
+        ({"samplers": ["tpe", "tpe"]}, "at least two samplers"),
+        ({"samplers": ["tpe", "gp"], "initial": 9}, "more than the 4 trials"),
+        ({"repeats": 0}, "greater than or equal to 1"),
+        ({"seconds": -1}, "greater than 0"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused(server, compare, words):
+    status, problem = server.ask("POST", "/api/studies", {"study": SHORT, "compare": compare})
+    assert (status, words in problem["detail"]) == (422, True), problem
+    assert problem["type"] == "urn:hpsearch:problem:fix-input"
+
+
 def test_health_devices_and_metrics(server, done):
     health = server.ask("GET", "/api/health")[1]
     assert health["status"] == "ok"
@@ -274,6 +335,15 @@ def test_the_command_line_on_a_server(server, done, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by-cli.html"], "nothing ran here"
     assert json.loads(command("run", "--name", "by-cli-2", "--detach", "--json").stdout)["state"] == "queued"
     assert command("cancel", "by-cli-2").returncode == 0
+    asked = ["--samplers", "random,tpe", "--repeats", "1", "--initial", "1", "--trials", "2", "--set", "space.epochs=2"]
+    ran = command("compare", *asked, "--name", "race")
+    assert ran.returncode == 0, ran.stderr
+    assert sum(line.startswith("race-") for line in ran.stdout.splitlines()) == 4
+    assert "2 samplers, 1 repeat each" in ran.stdout
+    assert json.loads(command("compare", "race", "--json").stdout)["comparison"] == "race"
+    assert "race-tpe-r1" in command("show", "race").stdout
+    assert json.loads(command("compare", "race-random-r1", "race-tpe-r1", "--json").stdout)["studies"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by-cli.html"], "nothing ran here"
     refused = command("best", "by-cli")
     assert (refused.returncode, "is not for a server" in refused.stderr) == (2, True)
     assert command("run", "--sampler", "tqe").returncode == 2

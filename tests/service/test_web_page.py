@@ -112,12 +112,43 @@ def test_the_table_sorts_and_filters(server, watched, tmp_path):
         assert page.js(numbers) == [watched["stopped"]]
 
 
+@pytest.fixture(scope="module")
+def raced(server, watched, tmp_path_factory):
+    """A comparison of samplers that was started from the form, and watched."""
+    with Browser(tmp_path_factory.mktemp("profile")) as page:
+        page.go(f"{server.address}/studies/new")
+        page.type("#f-name", "race")
+        page.type("#f-trials", "3")
+        page.type("#f-compare", "random, tpe")
+        page.type("#f-repeats_each", "2")
+        page.type("#f-more", "space: {epochs: 2, frozen_layers: 5}")
+        page.until("document.querySelector('#preview').innerText.includes('initial')")
+        warning = page.js("document.querySelector('#preview .warning').innerText")
+        page.type("#f-trials", "6")
+        page.until("document.querySelector('#preview .fine')")
+        preview = page.js("document.querySelector('#preview').innerText")
+        page.js("document.querySelector('#new button').click()")
+        page.until("location.pathname === '/studies/race'")
+        page.until("document.querySelector('[data-draw=race] .scatterlayer .trace')")
+        page.until("document.querySelector('.is-done')", 300)
+        seen = page.js("[...document.querySelectorAll('tbody tr')].map((row) => row.cells[0].innerText)"), list(page.console)
+    return warning, preview, *seen
+
+
+def test_a_comparison_from_the_form_to_its_end(server, raced):
+    warning, preview, studies, console = raced
+    assert "the 5 initial trials are more than the 3 trials" in warning
+    assert "hpsearch compare --samplers random,tpe --repeats 2 --name race" in preview
+    assert sorted(studies) == ["race-random-r1", "race-random-r2", "race-tpe-r1", "race-tpe-r2"]
+    assert console == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_at_desktop_and_phone_width(server, watched, tmp_path, width, dark):
+def test_every_page_at_desktop_and_phone_width(server, watched, raced, tmp_path, width, dark):
     best = server.study("flowers")["best"]["number"]
     pages = {"list": "/", "study": "/studies/flowers", "new": "/studies/new", "trial": f"/studies/flowers/trials/{best}"}
-    pages |= {"compare": "/compare?study=flowers", "nothing": "/studies/nope"}
+    pages |= {"compare": "/compare?study=flowers&study=race-tpe-r1", "contest": "/studies/race", "nothing": "/studies/nope"}
     with Browser(tmp_path / "profile", width, 900, dark) as page:
         for name, path in pages.items():
             page.go(server.address + path)
