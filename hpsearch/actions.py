@@ -120,6 +120,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 await_workers(folder, say)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
                     stored = read_study(storage, name)
+                    if not stored.records:
+                        control.fresh()
                     proving = spec.references or spec.repeats is not None  # what an earlier session asked for is not repeated unasked
                     if prepared is None and (searcher.remaining(spec.trials) or (proving and due(stored))):
                         prepared = prepare(executor, spec, folder, say, stopped_by)

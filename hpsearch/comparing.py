@@ -283,6 +283,8 @@ class Course:
             lease.guard(self.storage)
             control = Control(folder)
             control.begin()
+            if self.stored(spec) is None:
+                control.fresh()
             trackers, stopped_by = [*trackers, control, journal], control.or_pause(self.stopped_by)
             shutil.copyfile(self.folder / DATA_REPORT, folder / DATA_REPORT)
             begin = initial(spec, self.asked.initial)

@@ -50,6 +50,11 @@ class Control:
         self.take("pause")
         self.looked = 0.0
 
+    def fresh(self) -> None:
+        """The study has no trial yet: requests to stop some were meant for another one of its name."""
+        for path in self.folder.glob("stop-*"):
+            self.take(path.name)
+
     def asked(self) -> Asked:
         """What is asked now."""
         now = time.monotonic()

@@ -34,6 +34,7 @@ from hpsearch.types import (
 
 EVENTS = "events.jsonl"
 MOST = 1 << 16  # bytes that are read at once
+RECENT = 1 << 18  # bytes: a thousand epochs
 
 
 class Journal:
@@ -161,6 +162,14 @@ def ended(record: TrialRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "error": record.error,
     }
+
+
+def recent(folder: Path) -> int:
+    """A place in the file from which on what is under way is told."""
+    try:
+        return max(0, (folder / EVENTS).stat().st_size - RECENT)
+    except OSError:
+        return 0
 
 
 def read_events(folder: Path, offset: int = 0) -> tuple[list[tuple[int, Mapping[str, Any]]], int]:

@@ -150,6 +150,7 @@ def test_events_are_read_from_any_place_on(url, tmp_path):
     assert kinds.count("epoch") == 40
     place = found[7][0]
     assert read_events(tmp_path, place) == (found[8:], end)
+    assert read_events(tmp_path, place + 5) == (found[9:], end), "a line whose beginning was skipped is left out"
     assert read_events(tmp_path, end) == ([], end)
     assert read_events(tmp_path, end + 1000)[0] == found, "another file than the reader knew"
 
@@ -206,9 +207,11 @@ def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
     run += ["--set", "pruner=none"]
     process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "hpsearch-runs" / "one"
+    Control(folder).stop(1)  # left by an earlier study of that name, whose storage is gone
     heard = threading.Thread(target=process.stdout.read)
     heard.start()
     wait_for(folder, "epoch")
+    assert list((folder / FOLDER).iterdir()) == []
     assert command(tmp_path, "stop", "one", "0").returncode == 0
     assert wait_for(folder, "ended")["error"] == STOPPED
     assert "one: will come to 4 trials" in command(tmp_path, "extend", "one", "4").stdout
@@ -222,6 +225,23 @@ def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
     stored = json.loads(command(tmp_path, "show", "one", "--json").stdout)
     assert stored["spec"]["trials"] == 4
     assert stored["trials"][0]["status"] == "PRUNED"
+
+
+def test_a_comparison_is_paused_and_a_trial_of_its_studies_stopped(tmp_path):
+    run = [HPSEARCH, "compare", "--samplers", "random,tpe", "--repeats", "1", "--trials", "3", "--initial", "2", "--name", "duel"]
+    run += ["--no-tracking", "--workers", "1", "--pruner", "none", "--set", "space.epochs=60"]
+    process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "hpsearch-runs" / "duel-random-r1"
+    wait_for(folder, "epoch")
+    assert command(tmp_path, "stop", "duel-random-r1", "0").returncode == 0
+    assert wait_for(folder, "ended")["error"] == STOPPED
+    assert command(tmp_path, "pause", "duel").returncode == 0
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert "The same command goes on with the comparison" in err
+    told = [row for _, row in read_events(tmp_path / "hpsearch-runs" / "duel")[0]]
+    assert [row["event"] for row in told][:3] == ["session", "study", "ended"]
+    assert (told[2]["study"], told[2]["status"]) == ("duel-random-r1", "PRUNED")
 
 
 def wait_for(folder, kind):

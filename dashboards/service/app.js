@@ -159,7 +159,7 @@ if (live) {
     budget() {}, notice() {},
     state(e) { if (e.state !== "running") { this.session(); load(); } if (["done", "failed", "cancelled", "stored"].includes(e.state)) source.close(); },
   };
-  const source = new EventSource(`/api/studies/${name}/events`);
+  const source = new EventSource(`/api/studies/${name}/events?after=${live.dataset.after}`);
   for (const kind of Object.keys(hear)) source.addEventListener(kind, (event) => {
     hear[kind](JSON.parse(event.data));
     show();

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
-from starlette.background import BackgroundTask
 
 from hpsearch import __version__
 from hpsearch.diagnosis import diagnoses
@@ -159,11 +159,12 @@ def model(name: Name, request: Request) -> FileResponse:
     return FileResponse(path, media_type="application/octet-stream", filename=f"{name}-{path.name}")
 
 
-@router.get("/studies/{name}/export", response_class=FileResponse, responses={200: {"content": {"application/zip": {}}}})
-async def export(name: Name, request: Request) -> FileResponse:
+@router.get("/studies/{name}/export", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})
+async def export(name: Name, request: Request) -> StreamingResponse:
     """The winner as `hpsearch export` writes it: weights, card, a script without hpsearch; packed as a zip file."""
-    path = await desk_of(request).export(name)
-    return FileResponse(path, media_type="application/zip", filename=f"{name}.zip", background=BackgroundTask(os.unlink, path))
+    file = await desk_of(request).export(name)
+    headers = {"content-length": str(os.fstat(file.fileno()).st_size), "content-disposition": f'attachment; filename="{name}.zip"'}
+    return StreamingResponse(iter(partial(file.read, 1 << 20), b""), media_type="application/zip", headers=headers)
 
 
 @router.get("/compare", response_model=None)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hpsearch.compared import PAGE, members
 from hpsearch.comparing import contest_of
@@ -185,13 +185,13 @@ class Desk:
             await self.command("report", name, "-o", str(path))
         return path
 
-    async def export(self, name: str) -> Path:
-        """The winner as a folder, packed; the caller deletes the file."""
+    async def export(self, name: str) -> IO[bytes]:
+        """The winner as a folder, packed: an open file that has no name, so that nothing is left of it whatever happens."""
         await asyncio.to_thread(self.reader.weights, name)
         with tempfile.TemporaryDirectory(prefix="hpsearch-export-") as place:
             folder = Path(place) / name
             await self.command("export", name, "-o", str(folder))
-            return Path(await asyncio.to_thread(packed, folder))
+            return await asyncio.to_thread(packed, folder)
 
     async def comparison(self, name: str, live: bool) -> Path:
         """The page of a comparison, made anew while its studies run."""
@@ -217,12 +217,13 @@ def refused(code: int, said: str) -> HpsearchError:
     return FixInput(text) if code == 2 else FixSetup(text)
 
 
-def packed(folder: Path) -> str:
-    """A zip file of a folder, beside nothing that is deleted with it."""
+def packed(folder: Path) -> IO[bytes]:
+    """A zip file of a folder, open at its beginning."""
     import zipfile
 
-    handle, name = tempfile.mkstemp(prefix="hpsearch-export-", suffix=".zip")
-    with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  whoever sends it closes it
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, Path(folder.name) / path.relative_to(folder))
-    return name
+    file.seek(0)
+    return file

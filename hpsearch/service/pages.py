@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Resp
 
 from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, HpsearchError, NotFound, http_status
+from hpsearch.journal import recent
 from hpsearch.names import check_name
 from hpsearch.resources import folder
 from hpsearch.search.queue import COMPARE, Entry
@@ -217,7 +218,8 @@ def study(name: str, request: Request) -> HTMLResponse:
         return trouble(error)
     asked = dict(entry.values) if entry else dict(values["row"]["spec"])
     shown = preview(asked | {"name": name, "trials": values["row"]["trials"]})
-    return page("study", plots=True, **{**values, **table(desk, name)}, devices=desk.devices(), yaml=shown.yaml, command=shown.command)
+    more = {"devices": desk.devices(), "yaml": shown.yaml, "command": shown.command, "after": recent(desk.reader.folder(name))}
+    return page("study", plots=True, **{**values, **table(desk, name), **more})
 
 
 @router.get("/parts/contest/{name}")

@@ -20,6 +20,7 @@ from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.service.child import UNTRACKED
 
 LOG = "service.log"  # of a study, in its folder
+LARGE = 1 << 20  # bytes of a log; then the next session begins a new one, and the one before is kept
 TURN = 0.5  # seconds between looks
 TIDY = 20.0  # seconds after which the storage's log is carried into its file
 TAIL = 2000  # bytes of a log's end
@@ -99,6 +100,9 @@ class Runner:
         command = [sys.executable, "-m", "hpsearch.service.child", str(entry.id), str(slot), str(self.slots)]
         environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"} | {"OPTUNA_STORAGE": self.where.storage}
         environment |= {"MLFLOW_TRACKING_URI": self.where.tracking} if self.where.tracking else {UNTRACKED: "1"}
+        with suppress(OSError):
+            if (folder / LOG).stat().st_size > LARGE:
+                os.replace(folder / LOG, folder / f"{LOG}.1")
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 command,
