@@ -236,7 +236,7 @@ def test_a_comparison_is_paused_and_a_trial_of_its_studies_stopped(tmp_path):
     assert command(tmp_path, "stop", "duel-random-r1", "0").returncode == 0
     assert wait_for(folder, "ended")["error"] == STOPPED
     assert command(tmp_path, "pause", "duel").returncode == 0
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, err
     assert "The same command goes on with the comparison" in err
     told = [row for _, row in read_events(tmp_path / "hpsearch-runs" / "duel")[0]]

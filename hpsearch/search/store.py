@@ -34,6 +34,7 @@ from hpsearch.search.server import open_server, passing
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REMEDY = "`hpsearch rebuild` makes a new one from the results in hpsearch-runs; or name another with --storage, or restore it from a copy"
+BUSY = 60.0  # seconds that SQLite waits for whoever holds a file
 RETRY_SECONDS = 300.0  # how long a locked storage is waited for, while training goes on
 AWAY_SECONDS = 5.0  # after which a person is told that a server does not answer
 FULL_SECONDS = 30.0  # how long a full disk is waited for at the end; while the study goes on, as long as it takes
@@ -93,8 +94,9 @@ def open_storage(url: str, create: bool = False) -> RDBStorage:
         with creation_lock(path if create else None):
             if create:
                 make_sqlite(path)
-            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create)
-    except (SQLAlchemyError, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
+                write_ahead(path)
+            storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY}}, skip_table_creation=not create)
+    except (SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError, optuna.exceptions.OptunaError) as error:
         raise FixSetup(f"the storage {shown(url)} cannot be opened: {str(error).splitlines()[0]}") from None
     if create:
         event.listen(storage.engine, "connect", set_pragmas)
@@ -174,6 +176,8 @@ def check_sqlite(path: Path, create: bool) -> None:
             optunas = db.execute("SELECT 1 FROM pragma_table_info('studies') WHERE name = 'study_id'").fetchone() is not None
             damage = db.execute("PRAGMA quick_check(1)").fetchone()[0] if optunas else "ok"
     except (sqlite3.Error, OSError) as error:
+        if not os.access(path.parent, os.W_OK):  # SQLite keeps a log beside the file, also to read it
+            raise FixSetup(f"the folder {path.parent} cannot be written: repair it, or copy {path.name} elsewhere") from None
         raise FixSetup(f"{path} is not a readable SQLite file ({error}): {REMEDY}") from None
     tables = found.tables
     if "experiments" in tables and "runs" in tables:
@@ -219,11 +223,23 @@ def make_sqlite(path: Path) -> None:
             leftover.unlink()
 
 
+def write_ahead(path: Path) -> None:
+    """Have readers never block the writer (WAL), from now on and for everybody. To be called under `creation_lock`."""
+    give_up = time.monotonic() + BUSY
+    with closing(sqlite3.connect(path, timeout=BUSY)) as db:
+        while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError:  # SQLite does not wait for this lock
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
+
+
 def set_pragmas(connection: Any, record: object) -> None:
-    """Readers never block the writer (WAL), and a committed row is on the disk."""
+    """A committed row is on the disk."""
     del record
     connection.isolation_level = None  # begin_immediate issues BEGIN itself
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
 
 
