@@ -13,7 +13,7 @@ run: .venv/installed  ## install into .venv and run the embedded default study
 	$(BIN)/hpsearch run --sampler tpe --trials 50
 
 test: .venv/tested  ## install the test extras and run the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: .venv/tested  ## lint, formatting, strict types
 	$(BIN)/ruff check .

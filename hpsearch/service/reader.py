@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, fi
 
 FRESH = 1.0  # seconds for which what was read is good enough, unless it was changed here
 KEPT = 256  # things read that are kept
+LISTS = ("overview", "html studies", "counts")  # read of all studies
 SORTABLE = ("number", "status", "score", "val_loss", "seconds", "best_epoch", "started", "ended")
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ class Reader:
         self.guard = threading.Lock()
         self.flights: dict[str, asyncio.Future[Any]] = {}
         self.states: dict[str, str] = {}  # of studies, as read last
-        self.changes = 0  # how often something was forgotten
+        self.changes: Counter[str] = Counter()  # how often something of a study was forgotten; "": of any
 
     def close(self) -> None:
         """Close connections."""
@@ -52,11 +54,12 @@ class Reader:
         with lock:
             at, value = self.memory.get(key, (-math.inf, None))
             if time.monotonic() - at > FRESH:
-                changes = self.changes
+                subject = "" if key in LISTS else key.rpartition(" ")[2]
+                changes = self.changes[subject]
                 value = read()
                 with self.guard:
                     self.memory.pop(key, None)  # the newest stand last
-                    if changes == self.changes:  # else it may have been read before the change
+                    if changes == self.changes[subject]:  # else it may have been read before the change
                         self.memory[key] = (time.monotonic(), value)
                     for old in list(self.memory)[:-KEPT]:
                         del self.memory[old]
@@ -84,8 +87,8 @@ class Reader:
     def forget(self, name: str) -> None:
         """Somebody has changed that study: what was read of it is old."""
         with self.guard:
-            self.changes += 1
-            for key in [key for key in self.memory if key.endswith(f" {name}") or key in ("overview", "html studies", "counts")]:
+            self.changes.update(("", name))
+            for key in [key for key in self.memory if key.endswith(f" {name}") or key in LISTS]:
                 del self.memory[key]
 
     def notice(self, name: str, state: str) -> None:

@@ -37,6 +37,10 @@ def test_what_is_being_read_while_something_changes_is_not_kept(reader):
 
     assert reader.once("html study s", read) == "before the change"
     assert reader.peek("html study s") is None
+    assert reader.once("html study t", read) == "before the change"
+    assert reader.peek("html study t") == "before the change", "it was another study's"
+    assert reader.once("html studies", read) == "before the change"
+    assert reader.peek("html studies") is None
     assert reader.once("html study s", lambda: "after it") == "after it"
     assert reader.peek("html study s") == "after it"
 
