@@ -139,7 +139,7 @@ def main():
     print(f"the server used {spent:.1f} s of processor, start included")
     for kind, seconds in took.items():
         if len(seconds) > 1:
-            cuts = statistics.quantiles(seconds, n=100)
+            cuts = statistics.quantiles(seconds, n=100, method="inclusive")
             middle, high, most = 1000 * statistics.median(seconds), 1000 * cuts[98], 1000 * max(seconds)
             print(f"{kind}: n={len(seconds)}, median {middle:.0f} ms, p99 {high:.0f} ms, worst {most:.0f} ms")
     print(f"answers to submissions {dict(found)}; lost {lost}; heard {dict(heard)}")

@@ -16,7 +16,8 @@ def metrics(desk: Desk) -> str:
     """Everything there is to measure."""
     studies = desk.reader.overview()
     devices = [({"device": device["name"], "index": number}, device) for number, device in enumerate(desk.devices())]
-    trials = [({"study": s["study"], "state": fate}, n) for s in studies[:SHOWN] for fate, n in s["counts"].items()]
+    single = [s for s in studies if not s["studies"]]  # the trials of a comparison are those of its studies
+    trials = [({"study": s["study"], "state": fate}, n) for s in single[:SHOWN] for fate, n in s["counts"].items()]
     loops = {s["study"]: spent for s in studies if s["state"] == "running" and (spent := loop_of(desk, s["study"]))}
     return "".join(
         (

@@ -243,6 +243,9 @@ def test_a_comparison_has_a_report_and_no_trials_of_its_own(server, duel):
     status, problem = server.ask("PATCH", "/api/studies/duel", {"trials": 80})
     assert (status, "a comparison" in problem["detail"]) == (422, True)
     assert server.ask("PATCH", "/api/studies/duel", {"priority": 3})[1]["priority"] == 3
+    text = server.ask("GET", "/api/metrics")[1]
+    assert 'hpsearch_trials{study="duel-tpe-r2",state="complete"} 3' in text
+    assert 'study="duel",' not in text, "its trials would count twice"
 
 
 @pytest.mark.parametrize(
