@@ -186,6 +186,8 @@ def compare(
         if given:
             raise FixInput(f"{', '.join(given)}: for a comparison that is to be run, and these studies are there already; leave it out")
     if client:
+        if looking and name is not None:
+            raise FixInput("--name is for a comparison that is to be run; a server calls one of these studies after their samplers")
         cli_service.compare(client, studies if looking else contest(studies, name, settings, flags), anyway, as_json)
         return
     from hpsearch.summary import compared_lines

@@ -161,10 +161,15 @@ def stop(study: str, trial: int, storage: str | None, as_json: bool) -> None:
 @guarded
 def extend(study: str, trials: int, storage: str | None, as_json: bool) -> None:
     """Have a study that runs come to TRIALS in all, more than it began with."""
+    from hpsearch import compared
+
     if client := served():
         client.extend(study, trials)
     else:
-        running(study, storage).extend(trials)
+        control = running(study, storage)
+        if compared.members(compared.names_in(located(storage, track=False)), study):
+            raise FixInput(f"'{study}' is a comparison, whose studies have as many trials each: run another one with more")
+        control.extend(trials)
     told(study, f"will come to {trials:,} trials", as_json)
 
 
@@ -295,10 +300,10 @@ def show(client: Client, study: str | None, as_json: bool) -> None:
     """A server's study with its trials."""
     name = one(client, study)
     row = client.show(name)
-    if row["studies"]:
+    if "compare" in row["spec"]:
         click.echo(json.dumps(row, indent=2) if as_json else f"{harmless(name)}: {row['state']}, {row['ended']}/{row['trials']} trials")
         if not as_json:
-            list_studies(client, as_json, row["studies"])
+            list_studies(client, as_json, row["studies"] or [""])
         return
     trials = client.trials(name, limit=1000)["trials"]
     if as_json:

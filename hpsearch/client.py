@@ -12,6 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -78,8 +79,9 @@ class Client:
         return found
 
     def has(self, study: str) -> bool:
-        """Whether there is one of that name."""
-        return any(row["study"] == study for row in self.list())
+        """Whether there is one of that name, or a comparison."""
+        one = re.compile(rf"{re.escape(study)}(-[a-z]+-r\d+)?")
+        return any(one.fullmatch(row["study"]) for row in self.list())
 
     def trials(self, study: str, **query: Any) -> dict[str, Any]:
         """A page of its trials: status, sort, order, offset, limit."""
@@ -106,7 +108,7 @@ class Client:
                     for event in parsed(answer):
                         after, lost = event.get("id", after), 0
                         yield event
-                        if event["event"] == "state" and event["state"] in OVER:
+                        if event["event"] == "state" and event["state"] in (*OVER, "stored"):
                             return
             except (FixSetup, *AWAY):
                 lost += 1

@@ -87,15 +87,20 @@ def look(where: Place, names: Sequence[str], name: str | None = None, anyway: bo
 
 def is_there(where: Place, name: str) -> bool:
     """Whether the storage has a study of that name, or an earlier comparison."""
+    known = names_in(where)
+    return name in known or bool(members(known, name))
+
+
+def names_in(where: Place) -> list[str]:
+    """The names of all studies; none where there is no storage."""
     from hpsearch.search.catalog import study_names
     from hpsearch.search.store import opened
 
     try:
         with opened(where.storage) as storage:
-            known = study_names(storage)
+            return study_names(storage)
     except FixSetup:
-        return False
-    return name in known or bool(members(known, name))
+        return []
 
 
 def members(known: Sequence[str], name: str) -> list[str]:

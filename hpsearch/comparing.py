@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
 from hpsearch.actions import behind, ending
-from hpsearch.compared import Compared, conclude, told, write_values
+from hpsearch.compared import Compared, conclude, members, told, write_values
 from hpsearch.control import Control
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
 from hpsearch.executors.reuse import Memo, Reusing
@@ -89,6 +89,8 @@ def contest(
     if initial > specs[0].trials:
         raise FixInput(f"the {initial} initial trials are more than the {specs[0].trials} trials of a study: lower --initial")
     title = check_name(default_name(specs[0]) if name is None else name, "comparison")
+    if title.endswith((".yaml", ".yml")):
+        raise FixInput(f"a comparison called '{title}' could not be told from a study file: leave out the ending")
     found = Contest(title, tuple(specs), repeats, initial, seconds or math.inf)
     for spec in found.studies():
         check_name(spec.study_name())
@@ -100,6 +102,18 @@ def contest_of(values: Mapping[str, Any], samplers: Sequence[str], seconds: floa
     values = {"trials": TRIALS if seconds is None else UNBOUNDED, **values}
     specs = [parse_spec({**values, "sampler": sampler}) for sampler in samplers]
     return contest(specs, seconds=seconds, name=values.get("name"), **more)
+
+
+def check_free(asked: Contest, known: Sequence[str]) -> None:
+    """Raise ChooseAnotherName where `known` studies would be taken for those of this comparison, or the other way round."""
+    if asked.name in known:
+        raise ChooseAnotherName(f"there is a study '{asked.name}': choose another --name for the comparison")
+    own = {study_name(asked.name, spec.sampler, repeat) for spec in asked.specs for repeat in range(1, asked.repeats + 1)}
+    if others := [study for study in members(known, asked.name) if study not in own]:
+        listed = f"{', '.join(others[:5])}{' ...' if len(others) > 5 else ''}"
+        raise ChooseAnotherName(
+            f"a comparison '{asked.name}' is there with other samplers or more repeats ({listed}): choose another --name"
+        )
 
 
 def study_name(name: str, sampler: str, repeat: int) -> str:
@@ -224,9 +238,11 @@ class Course:
 
     def check(self) -> None:
         """Raise ChooseAnotherName where a study is there that differs in what makes results comparable."""
+        from hpsearch.search.catalog import study_names
         from hpsearch.search.headstart import began_with, initial
         from hpsearch.search.records import differences
 
+        check_free(self.asked, study_names(self.storage))
         for spec in self.specs:
             found, name = self.stored(spec), spec.study_name()
             if found is None or not found.records:

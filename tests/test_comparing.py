@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hpsearch.comparing import contest
-from hpsearch.errors import FixInput
+from hpsearch.comparing import check_free, contest
+from hpsearch.errors import ChooseAnotherName, FixInput
 from hpsearch.spec import StudySpec
 
 
@@ -21,6 +21,7 @@ def specs(*samplers, trials=6, **more):
         (["random", "tpe", "tpe"], {}, "names tpe twice"),
         (["random", "tpe"], {"repeats": 0}, "--repeats must be 1 or more, got 0"),
         (["random", "tpe"], {"initial": 0}, "--initial must be 1 or more, got 0"),
+        (["random", "tpe"], {"name": "digits.yaml"}, "could not be told from a study file"),
         (["random", "tpe"], {"initial": 7}, "the 7 initial trials are more than the 6 trials"),
         (["random", "tpe"], {"seconds": 0.0}, "--seconds must be greater than 0, got 0"),
         (["random", "tpe"], {"seconds": math.nan}, "--seconds must be greater than 0, got nan"),
@@ -35,6 +36,16 @@ def test_studies_are_named_after_sampler_and_repeat_and_come_repeat_by_repeat():
     asked = contest(specs("random", "tpe"), repeats=2, name="c")
     assert [s.study_name() for s in asked.studies()] == ["c-random-r1", "c-tpe-r1", "c-random-r2", "c-tpe-r2"]
     assert [s.repeat for s in asked.studies()] == [1, 1, 2, 2]
+
+
+def test_names_that_others_have_are_refused():
+    asked = contest(specs("random", "tpe"), repeats=2, name="c")
+    check_free(asked, ["c-random-r1", "c-tpe-r2", "cc-gp-r1", "c-other"])
+    with pytest.raises(ChooseAnotherName, match="there is a study 'c'"):
+        check_free(asked, ["c"])
+    for other in ("c-gp-r1", "c-tpe-r3"):
+        with pytest.raises(ChooseAnotherName, match=f"other samplers or more repeats \\({other}\\)"):
+            check_free(asked, ["c-random-r1", other])
 
 
 def test_a_comparison_without_a_name_is_called_after_its_data():

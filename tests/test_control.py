@@ -235,6 +235,8 @@ def test_a_comparison_is_paused_and_a_trial_of_its_studies_stopped(tmp_path):
     wait_for(folder, "epoch")
     assert command(tmp_path, "stop", "duel-random-r1", "0").returncode == 0
     assert wait_for(folder, "ended")["error"] == STOPPED
+    refused = command(tmp_path, "extend", "duel", "9")
+    assert (refused.returncode, "'duel' is a comparison" in refused.stderr) == (2, True)
     assert command(tmp_path, "pause", "duel").returncode == 0
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, err

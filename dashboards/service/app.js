@@ -4,6 +4,7 @@ const all = (selector, inside = document) => [...inside.querySelectorAll(selecto
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // ---- parts: <div data-src="/parts/x" data-every="3"> by time, data-on="ended state" by event
+const HOLDS = "a, button, input, [tabindex]";
 const busy = new Set(), again = new Set(), shown = new WeakMap();
 async function refresh(part) {
   if (busy.has(part)) { again.add(part); return; }
@@ -17,12 +18,13 @@ async function refresh(part) {
       if (shown.get(part) === text) { /* nothing new */ }
       else if ("text" in part.dataset) { part.textContent = text; part.scrollTop = part.scrollHeight; }
       else {
-        const held = part.contains(document.activeElement) ? all("a, button, input", part).indexOf(document.activeElement) : -1;
-        const marked = all("input:checked", part).map((box) => box.value), scrolled = part.querySelector(".scroll")?.scrollTop;
+        const held = part.contains(document.activeElement) ? all(HOLDS, part).indexOf(document.activeElement) : -1;
+        const marked = all("input:checked", part).map((box) => box.value), table = part.querySelector(".scroll"), place = table && [table.scrollLeft, table.scrollTop];
+        for (const plot of all(".plot", part)) window.Plotly?.purge(plot);
         part.innerHTML = text;
         for (const box of all("input[type=checkbox]", part)) box.checked = marked.includes(box.value);
-        if (scrolled) part.querySelector(".scroll").scrollTop = scrolled;
-        if (held >= 0) all("a, button, input", part)[held]?.focus();
+        if (place) part.querySelector(".scroll")?.scrollTo(...place);
+        if (held >= 0) all(HOLDS, part)[held]?.focus();
         if (part.id === "trials") arrange();
         drawn(part);
       }
@@ -103,8 +105,8 @@ const drawings = {
   },
   race(place, values) {
     const shades = ["complete", "pruned", "failed", "accent", "muted"], dashes = ["solid", "dash", "dot", "dashdot"];
-    const groups = [...new Set(values.map((study) => study.sampler))], many = values.some((study) => study.repeat > 1);  // repeats of one sampler look alike
-    draw(place, values.map((study, n) => { const s = steps(study.trials, study.sign), i = many ? groups.indexOf(study.sampler) : n; return { x: s.map((p) => p[0]), y: s.map((p) => p[1]), name: plain(many ? study.sampler : study.study), hovertext: plain(study.study), legendgroup: String(i), showlegend: !many || study.repeat === 1, mode: many ? "lines" : "lines+markers", line: { shape: "hv", color: colour(shades[i % 5]), dash: dashes[i % 4] } }; }), ["trial", "best so far"]);
+    const groups = [...new Set(values.map((study) => study.sampler))], many = groups.length < values.length;  // repeats of one sampler look alike
+    draw(place, values.map((study, n) => { const s = steps(study.trials, study.sign), i = many ? groups.indexOf(study.sampler) : n; return { x: s.map((p) => p[0]), y: s.map((p) => p[1]), name: plain(many ? study.sampler : study.study), hovertext: plain(study.study), legendgroup: String(i), showlegend: !many || values.findIndex((v) => v.sampler === study.sampler) === n, mode: many ? "lines" : "lines+markers", line: { shape: "hv", color: colour(shades[i % 5]), dash: dashes[i % 4] } }; }), ["trial", "best so far"]);
   },
   history(place, { trials, objective, sign }) {
     const known = trials.filter((t) => t.score !== null), best = steps(trials, sign), shown = { complete: "circle", pruned: "triangle-down", failed: "x" };

@@ -217,6 +217,7 @@ def make_sqlite(path: Path) -> None:
     try:
         storage = RDBStorage(sqlalchemy.URL.create("sqlite", database=str(aside)).render_as_string())
         storage.engine.dispose()
+        write_ahead(aside)
         os.replace(aside, path)
     finally:
         for leftover in path.parent.glob(f"{aside.name}*"):
@@ -229,9 +230,10 @@ def write_ahead(path: Path) -> None:
     with closing(sqlite3.connect(path, timeout=BUSY)) as db:
         while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:
-                db.execute("PRAGMA journal_mode=WAL")
-            except sqlite3.OperationalError:  # SQLite does not wait for this lock
-                if time.monotonic() > give_up:
+                if db.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+                    return  # the file system has no shared memory, and the file stays as it was
+            except sqlite3.OperationalError as error:  # SQLite does not wait for this lock
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.05)
 

@@ -59,14 +59,13 @@ def main(number: int, slot: int, slots: int) -> None:
 
 
 def compare(entry: Entry, where: Place) -> str:
-    """Run a comparison; what can be said of it, in a sentence."""
+    """Run a comparison; what can be said of it."""
     values, view = dict(entry.values), RaceLines(Console(width=160))
     wanted = values.pop(COMPARE)
     asked = comparing.contest_of({**values, "name": entry.study}, **wanted)
     if left := comparing.left_out(asked.specs[0]):
         view.say(f"Model: a comparison does without the study's {', '.join(left)}")
-    verdict = comparing.compare(asked, where, [view], view.say).verdict
-    return verdict[min(1, len(verdict) - 1)]  # the first says what was compared
+    return " ".join(comparing.compare(asked, where, [view], view.say).verdict[1:])  # the first says what was compared
 
 
 def confine(slot: int, slots: int) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from hpsearch.compared import PAGE, members
-from hpsearch.comparing import contest_of
+from hpsearch.comparing import check_free, contest_of
 from hpsearch.control import Control
 from hpsearch.errors import FixInput, FixSetup, HpsearchError, NotFound, WaitOrStop
 from hpsearch.machine import Load, load
 from hpsearch.names import check_name
-from hpsearch.places import Place
+from hpsearch.places import Place, comparison_of
 from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.service.guard import Guard
 from hpsearch.service.models import Revision, Submission
@@ -33,6 +33,7 @@ from hpsearch.types import Status
 from hpsearch.yamlfile import parse_yaml
 
 SLOW = 900.0  # seconds that a report, an export or a comparison may take
+MOST = 100_000_000  # trials of a comparison
 LONGEST_KEY = 200  # characters of an idempotency key
 
 
@@ -56,7 +57,8 @@ class Desk:
         if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isascii() and key.isprintable()):
             raise FixInput(f"the idempotency key must be 1 to {LONGEST_KEY} plain characters")
         name, values, trials = self.understood(asked)
-        digest = hashlib.blake2b(json.dumps(asked.model_dump(), sort_keys=True).encode(), digest_size=16).hexdigest()
+        said = asked.model_dump(exclude={"compare"} if asked.compare is None else None)
+        digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
         entry, new = self.queue.add(name, values, trials, asked.priority, asked.share, key, digest)
         self.reader.forget(entry.study)
         self.runner.wake.set()
@@ -73,8 +75,11 @@ class Desk:
         else:
             wanted = asked.compare.model_dump()
             contest = contest_of(values, **wanted)
-            spec, values = contest.specs[0], {**values, COMPARE: wanted}
+            check_free(contest, self.reader.studies())
+            spec, values = contest.specs[0], {**values, COMPARE: wanted | {"samplers": [spec.sampler for spec in contest.specs]}}
             name, trials = contest.name, contest.trials()
+            if trials > MOST:
+                raise FixInput(f"these are {trials:,} trials in all, and a comparison takes {MOST:,}: lower `repeats` or `trials`")
         check_models(spec)
         self.guard.admit(spec, self.where.folder)
         return name, values, trials
@@ -121,12 +126,12 @@ class Desk:
 
     def stop_trial(self, name: str, number: int) -> None:
         """Have a trial end at its next epoch; WaitOrStop when it has ended."""
-        _, record = self.reader.trial(name, number)
+        stored, record = self.reader.trial(name, number)
         if record.status.ended:
             raise WaitOrStop(f"trial {number} of '{name}' has ended ({record.status.value}): there is nothing to stop")
         if record.status is Status.PAUSED:
             raise WaitOrStop(f"trial {number} of '{name}' waits at a rung: it takes nothing until it is promoted, and can be stopped then")
-        entry = self.reader.entry(name)
+        entry = self.reader.entry(name) or self.reader.entry(comparison_of(stored) or name)
         if entry is not None and entry.home != self.queue.home:
             raise WaitOrStop(f"'{name}' belongs to another server of this storage ({entry.home}): ask that one")
         Control(self.where.runs(name)).stop(number)
@@ -177,7 +182,7 @@ class Desk:
         row = await asyncio.to_thread(self.reader.study, name)
         path = self.reader.folder(name) / "report.html"
         if row["studies"]:
-            return await self.comparison(name, live=row["state"] in ("running", "queued"))
+            return await self.comparison(name, live=row["state"] != "done")
         if row["state"] in ("running", "queued") or not path.is_file():
             if not row["ended"]:
                 raise WaitOrStop(f"no trial of '{name}' has ended yet: there is nothing to report")

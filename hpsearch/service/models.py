@@ -23,7 +23,7 @@ class Samplers(Given):
     samplers: list[str] = Field(default_factory=lambda: list(SAMPLERS), min_length=2, max_length=20)
     repeats: int = Field(8, ge=1, le=1000)
     initial: int = Field(5, ge=1, le=1_000_000, description="trials that all samplers of a repeat begin with")
-    seconds: float | None = Field(None, gt=0, description="of training for each study, in place of a number of trials")
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="of training for each study, in place of a number of trials")
 
 
 class Submission(Given):

@@ -148,7 +148,7 @@ def listed(desk: Desk) -> list[dict[str, Any]]:
     """All studies but those that a comparison stands for."""
     rows = desk.reader.overview()
     within = {study for row in rows for study in row["studies"]}
-    return [row for row in rows if row["study"] not in within]
+    return [row for row in rows if row["study"] not in within or row["submitted"] is not None]
 
 
 @router.get("/parts/studies")
@@ -453,8 +453,10 @@ async def stop(name: str, number: int, request: Request) -> Response:
 def compare(request: Request, study: Chosen = []) -> HTMLResponse:  # noqa: B006
     """Studies side by side."""
     desk = desk_of(request)
+    everything = desk.reader.overview()
+    within = {row["study"]: row["studies"] for row in everything}
     try:
-        found = [desk.reader.stored(name) for name in dict.fromkeys(study)]
+        found = [desk.reader.stored(one) for name in dict.fromkeys(study) for one in within.get(name) or [name]]
     except HpsearchError as error:
         return trouble(error)
     rows, race = beside(found)
@@ -462,7 +464,7 @@ def compare(request: Request, study: Chosen = []) -> HTMLResponse:  # noqa: B006
         "compare",
         here="compare",
         plots=True,
-        all=desk.reader.overview()[:LISTED],
+        all=everything[:LISTED],
         chosen=study,
         rows=rows,
         race=race,

@@ -161,7 +161,7 @@ class Reader:
         studies: list[str] = []
         if entry is not None and COMPARE in entry.values:
             studies = members([*known], name)
-            glance = together(name, [known[study] for study in studies], OBJECTIVES.get(str(entry.values.get("objective")), 1))
+            glance = together(name, [known[study] for study in studies], OBJECTIVES.get(str(entry.values.get("objective")).lower(), 1))
         counts = glance.counts if glance else {}
         state = entry.state if entry else self.state_elsewhere(name)
         ended = sum(counts.get(fate, 0) for fate in ("complete", "pruned", "failed"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from hpsearch.errors import FixInput, FixSetup
@@ -409,3 +410,23 @@ def test_eight_processes_that_open_a_new_storage_at_once_all_live(tmp_path):
         process.stdin.flush()
     assert [process.communicate()[0] for process in makers] == ["made\n"] * 8
     assert [process.returncode for process in makers] == [0] * 8
+
+
+def test_a_file_that_may_not_be_changed_is_no_reason_to_wait(tmp_path, monkeypatch):
+    path = tmp_path / "hpsearch.db"
+    RDBStorage(f"sqlite:///{path}").engine.dispose()
+    connect = sqlite3.connect
+    monkeypatch.setattr(store.sqlite3, "connect", lambda path, **options: connect(f"file:{path}?mode=ro", uri=True, **options))
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        store.write_ahead(path)
+
+
+def test_a_storage_of_optunas_own_is_turned_to_a_log_that_readers_do_not_block(tmp_path):
+    path = tmp_path / "hpsearch.db"
+    RDBStorage(f"sqlite:///{path}").engine.dispose()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    open_storage(f"sqlite:///{path}", create=True).engine.dispose()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -205,7 +205,7 @@ DUEL = {"samplers": ["random", "tpe"], "repeats": 2, "initial": 2}
 
 
 @pytest.fixture(scope="module")
-def duel(server):
+def duel(server, done):
     """A comparison of samplers that was paused in the middle and has ended."""
     server.submit("duel", {**SHORT, "trials": 3, "pruner": "none"}, compare=DUEL)
     first = next(event for kind, _, event in events(server, "duel") if kind == "ended")
@@ -240,6 +240,9 @@ def test_a_comparison_has_a_report_and_no_trials_of_its_own(server, duel):
     status, problem = server.ask("GET", "/api/studies/duel/trials")
     assert (status, "its trials are those of its studies, duel-random-r1" in problem["detail"]) == (404, True)
     assert server.ask("GET", "/api/studies/duel/model")[0] == 404
+    for taken, compare in (("done", DUEL), ("duel", DUEL | {"samplers": ["random", "gp"]}), ("duel", DUEL | {"repeats": 1})):
+        status, problem = server.ask("POST", "/api/studies", {"study": {**SHORT, "name": taken}, "compare": compare})
+        assert (status, "choose another --name" in problem["detail"]) == (409, True), problem
     status, problem = server.ask("PATCH", "/api/studies/duel", {"trials": 80})
     assert (status, "a comparison" in problem["detail"]) == (422, True)
     assert server.ask("PATCH", "/api/studies/duel", {"priority": 3})[1]["priority"] == 3
@@ -257,10 +260,12 @@ def test_a_comparison_has_a_report_and_no_trials_of_its_own(server, duel):
         ({"samplers": ["tpe", "gp"], "initial": 9}, "more than the 4 trials"),
         ({"repeats": 0}, "greater than or equal to 1"),
         ({"seconds": -1}, "greater than 0"),
+        ({"repeats": 1000, "samplers": ["tpe", "gp"], "initial": 1}, "lower `repeats`"),
     ],
 )
 def test_a_comparison_that_cannot_be_is_refused(server, compare, words):
-    status, problem = server.ask("POST", "/api/studies", {"study": SHORT, "compare": compare})
+    study = SHORT | ({"trials": 1_000_000} if compare.get("repeats") == 1000 else {})
+    status, problem = server.ask("POST", "/api/studies", {"study": study, "compare": compare})
     assert (status, words in problem["detail"]) == (422, True), problem
     assert problem["type"] == "urn:hpsearch:problem:fix-input"
 

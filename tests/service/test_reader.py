@@ -3,7 +3,8 @@
 import pytest
 
 from hpsearch.places import place
-from hpsearch.search.queue import Queue
+from hpsearch.search.glance import Glance
+from hpsearch.search.queue import COMPARE, Queue
 from hpsearch.search.store import open_storage
 from hpsearch.service.reader import Reader
 from hpsearch.service.stream import brief
@@ -52,3 +53,13 @@ def test_the_stream_notices_what_the_queue_says(reader):
     reader.queue.want("s", "cancelled")
     assert brief(reader, "s")["state"] == "cancelled"
     assert reader.peek("html study s") is None
+
+
+@pytest.mark.parametrize(("objective", "best"), [("F1", 0.9), ("val_loss", 0.5)])
+def test_the_best_of_a_comparison_is_that_of_its_objective(reader, objective, best):
+    reader.queue.add("c", {"objective": objective, COMPARE: {"samplers": ["random", "tpe"], "repeats": 1}}, 2)
+    known = {
+        name: Glance(name, {"complete": 1}, score, None) for name, score in (("c-random-r1", 0.5), ("c-tpe-r1", 0.9), ("d-tpe-r1", 7.0))
+    }
+    row = reader.row("c", reader.entry("c"), None, known)
+    assert (row["best_score"], row["ended"], row["studies"]) == (best, 2, ["c-random-r1", "c-tpe-r1"])

@@ -148,7 +148,7 @@ def test_a_comparison_from_the_form_to_its_end(server, raced):
 def test_every_page_at_desktop_and_phone_width(server, watched, raced, tmp_path, width, dark):
     best = server.study("flowers")["best"]["number"]
     pages = {"list": "/", "study": "/studies/flowers", "new": "/studies/new", "trial": f"/studies/flowers/trials/{best}"}
-    pages |= {"compare": "/compare?study=flowers&study=race-tpe-r1", "contest": "/studies/race", "nothing": "/studies/nope"}
+    pages |= {"compare": "/compare?study=flowers&study=race", "contest": "/studies/race", "nothing": "/studies/nope"}
     with Browser(tmp_path / "profile", width, 900, dark) as page:
         for name, path in pages.items():
             page.go(server.address + path)
