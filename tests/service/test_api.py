@@ -224,7 +224,7 @@ def test_samplers_are_compared_through_the_queue(server, duel):
     assert (duel["trials"], duel["ended"], duel["counts"]) == (12, 12, {"complete": 12})
     found = Client(server.address).compare("duel")
     assert sorted(found["studies"]) == names
-    assert duel["note"] in found["verdict"]
+    assert duel["note"] == " ".join(found["verdict"][1:])
     assert duel["best_score"] == min(server.study(name)["best_score"] for name in names)
     assert {row["study"] for row in server.ask("GET", "/api/studies")[1]["studies"]} >= {"duel", *names}
     told = [(event["study"], event["trial"]) for kind, _, event in events(server, "duel") if kind == "ended"]
