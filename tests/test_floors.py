@@ -144,6 +144,7 @@ BESIDE = {  # neighbours on one floor, one way only
     ("hpsearch.cli_service", "hpsearch.options"),
     ("hpsearch.cli_service", "hpsearch.service"),
     ("hpsearch.service", "hpsearch.terminal"),
+    ("hpsearch.service", "hpsearch.race"),  # what a comparison prints into its log
     ("hpsearch.delivery", "hpsearch.actions"),
     ("hpsearch.publishing", "hpsearch.actions"),
     ("hpsearch.publishing", "hpsearch.compared"),
