@@ -231,8 +231,6 @@ def run_comparison(asked: Contest, where: Place, as_json: bool) -> Compared:
     console = Console(stderr=as_json)
     view = RaceTable(console) if console.is_terminal else RaceLines(console)
     try:
-        if left := comparing.left_out(asked.specs[0]):
-            view.say(f"Model: a comparison does without the study's {', '.join(left)}")
         return comparing.compare(asked, where, [view], view.say)
     finally:
         view.close()

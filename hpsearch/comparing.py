@@ -136,6 +136,8 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
     Raises FixInput or FixSetup before the first trial, WaitOrStop when another process runs it, Interrupted after a signal.
     """
     begun, folder = time.monotonic(), where.runs(asked.name)
+    if left := left_out(asked.specs[0]):
+        say(f"Model: a comparison does without the study's {', '.join(left)}", 0, 0)
     check_models(asked.specs[0])
     executor = begin_workers(asked.specs[0], asked.name, say)  # torch loads while Optuna does
     from hpsearch.search.samplers import preflight

@@ -108,6 +108,11 @@ class Entry:
     not_before: float
     note: str
 
+    @property
+    def compares(self) -> bool:
+        """Whether it is a comparison of samplers, not one study."""
+        return COMPARE in self.values
+
 
 COLUMNS = [QUEUE.c[field.name] for field in fields(Entry)]
 

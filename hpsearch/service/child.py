@@ -40,7 +40,7 @@ def main(number: int, slot: int, slots: int) -> None:
     entry = queue.entry(number)
     state, note, wait, view = "failed", "it ended in a way that nobody foresaw: see its log", 0.0, Lines(Console(width=160))
     try:
-        if COMPARE in entry.values:
+        if entry.compares:
             state, note = "done", compare(entry, where)
         else:
             spec = parse_spec({**entry.values, "name": entry.study, "trials": entry.trials})
@@ -63,8 +63,6 @@ def compare(entry: Entry, where: Place) -> str:
     values, view = dict(entry.values), RaceLines(Console(width=160))
     wanted = values.pop(COMPARE)
     asked = comparing.contest_of({**values, "name": entry.study}, **wanted)
-    if left := comparing.left_out(asked.specs[0]):
-        view.say(f"Model: a comparison does without the study's {', '.join(left)}")
     return " ".join(comparing.compare(asked, where, [view], view.say).verdict[1:])  # the first says what was compared
 
 

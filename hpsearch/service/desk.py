@@ -103,7 +103,7 @@ class Desk:
         """More trials, or another priority."""
         check_name(name)
         known = self.reader.entry(name)
-        if asked.trials and known is not None and COMPARE in known.values:
+        if asked.trials and known is not None and known.compares:
             raise FixInput(f"'{name}' is a comparison, whose studies have as many trials each: submit another one with more")
         entry = self.submitted(name, lambda: self.queue.revise(name, asked.trials, asked.priority))
         if entry.state == "running" and asked.trials and entry.home == self.queue.home:
@@ -226,7 +226,7 @@ def packed(folder: Path) -> IO[bytes]:
     """A zip file of a folder, open at its beginning."""
     import zipfile
 
-    file = tempfile.TemporaryFile()  # noqa: SIM115  whoever sends it closes it
+    file = tempfile.TemporaryFile()  # noqa: SIM115  it closes once nobody has it any more
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, Path(folder.name) / path.relative_to(folder))

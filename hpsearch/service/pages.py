@@ -211,7 +211,7 @@ def study(name: str, request: Request) -> HTMLResponse:
     desk = desk_of(request)
     try:
         entry = desk.reader.entry(name)
-        if entry is not None and COMPARE in entry.values:
+        if entry is not None and entry.compares:
             return page("contest", plots=True, **contest(desk, entry), devices=desk.devices())
         values = summary(desk, name)
     except HpsearchError as error:
@@ -229,7 +229,7 @@ async def part_contest(name: str, request: Request) -> HTMLResponse:
 
     def made() -> str:
         entry = desk.reader.entry(name)
-        if entry is None or COMPARE not in entry.values:
+        if entry is None or not entry.compares:
             raise NotFound(f"'{name}' is no comparison")
         return part("standings", **contest(desk, entry))
 

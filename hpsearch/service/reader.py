@@ -19,7 +19,7 @@ from hpsearch.names import check_name
 from hpsearch.places import Place, winning
 from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.glance import Glance, glances, together
-from hpsearch.search.queue import COMPARE, Entry, Queue
+from hpsearch.search.queue import Entry, Queue
 from hpsearch.search.store import open_storage
 from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
 
@@ -54,7 +54,7 @@ class Reader:
         with lock:
             at, value = self.memory.get(key, (-math.inf, None))
             if time.monotonic() - at > FRESH:
-                subject = "" if key in LISTS else key.rpartition(" ")[2]
+                subject = subject_of(key)
                 changes = self.changes[subject]
                 value = read()
                 with self.guard:
@@ -88,7 +88,7 @@ class Reader:
         """Somebody has changed that study: what was read of it is old."""
         with self.guard:
             self.changes.update(("", name))
-            for key in [key for key in self.memory if key.endswith(f" {name}") or key in LISTS]:
+            for key in [key for key in self.memory if subject_of(key) in ("", name)]:
                 del self.memory[key]
 
     def notice(self, name: str, state: str) -> None:
@@ -106,11 +106,14 @@ class Reader:
 
     def read_stored(self, name: str) -> StoredStudy:
         """The same, read now."""
-        entry = self.entry(name)
-        if entry is not None and COMPARE in entry.values:
-            found = ", ".join(members(self.studies(), name)) or "of which none has begun"
-            raise NotFound(f"'{name}' is a comparison: its trials are those of its studies, {found}")
-        return read_study(self.storage, name)
+        try:
+            return read_study(self.storage, name)
+        except NotFound:
+            entry = self.entry(name)
+            if entry is None or not entry.compares:
+                raise
+        found = ", ".join(members(self.studies(), name)) or "of which none has begun"
+        raise NotFound(f"'{name}' is a comparison: its trials are those of its studies, {found}")
 
     def studies(self) -> list[str]:
         """The names of all that the storage has."""
@@ -142,7 +145,7 @@ class Reader:
     def study(self, name: str) -> dict[str, Any]:
         """One study; NotFound where neither queue nor storage has it."""
         entry = self.entry(name)
-        wanted = [name, *(members(self.studies(), name) if entry is not None and COMPARE in entry.values else [])]
+        wanted = [name, *(members(self.studies(), name) if entry is not None and entry.compares else [])]
         known = glances(self.storage, wanted)
         glance = known.get(name)
         if entry is None and glance is None:
@@ -159,7 +162,7 @@ class Reader:
     def row(self, name: str, entry: Entry | None, glance: Glance | None, known: Mapping[str, Glance] = {}) -> dict[str, Any]:
         """A study, or a comparison of those that are `known`, as a row of lists."""
         studies: list[str] = []
-        if entry is not None and COMPARE in entry.values:
+        if entry is not None and entry.compares:
             studies = members([*known], name)
             glance = together(name, [known[study] for study in studies], OBJECTIVES.get(str(entry.values.get("objective")).lower(), 1))
         counts = glance.counts if glance else {}
@@ -218,6 +221,11 @@ class Reader:
         if path is None or path.parent != folder or not path.is_file():
             raise FixSetup(f"the weights of trial {record.number} of '{name}' are not in its folder any more")
         return path
+
+
+def subject_of(key: str) -> str:
+    """The study that something was read of; "" for all of them."""
+    return "" if key in LISTS else key.rpartition(" ")[2]
 
 
 def about(stored: StoredStudy) -> dict[str, Any]:

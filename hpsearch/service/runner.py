@@ -16,7 +16,7 @@ from hpsearch.devices import visible
 from hpsearch.machine import born
 from hpsearch.places import Place
 from hpsearch.protocols import GRACE
-from hpsearch.search.queue import COMPARE, Entry, Queue
+from hpsearch.search.queue import Entry, Queue
 from hpsearch.service.child import UNTRACKED
 
 LOG = "service.log"  # of a study, in its folder
@@ -67,7 +67,7 @@ class Runner:
                 self.queue.lost(entry, f"its process was lost: {self.tail(entry.study)}")
             elif entry.wanted:
                 Control(self.where.runs(entry.study)).pause()  # again and again: its session may only just begin
-            if self.asked.get(entry.id) != entry.trials and COMPARE not in entry.values:
+            if self.asked.get(entry.id) != entry.trials and not entry.compares:
                 # asked for by another server, or by one that was killed before it could say so
                 Control(self.where.runs(entry.study)).extend(entry.trials)
                 self.asked[entry.id] = entry.trials

@@ -10,17 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from serving import HPSEARCH, LONG, SHORT, Server
+from serving import HPSEARCH, LONG, SHORT
 
 from hpsearch import Client
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, NotFound, WaitOrStop
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("served"))
-    yield made
-    made.end_all()
 
 
 @pytest.fixture(scope="module")

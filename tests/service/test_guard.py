@@ -16,13 +16,6 @@ TOKEN = "a-token-of-many-characters"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("guarded"))
-    yield made
-    made.end_all()
-
-
-@pytest.fixture(scope="module")
 def locked(tmp_path_factory):
     """A server with a token."""
     made = Server(tmp_path_factory.mktemp("locked"), environment={"HPSEARCH_TOKEN": TOKEN})

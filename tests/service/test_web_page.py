@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-from serving import Server
 
 from tests.browser import BROWSER, Browser
 
@@ -13,13 +12,6 @@ SHOTS = Path(__file__).parents[1] / "screenshots"
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium: `apt-get install chromium` (or Google Chrome) lets these tests look at the page"
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("paged"))
-    yield made
-    made.end_all()
 
 
 @pytest.fixture(scope="module")
