@@ -4,16 +4,28 @@ SEED ?= 1
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python --quiet --compile-bytecode,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
-.PHONY: help run test check chaos bench lock weights clean
+.PHONY: help run test test-all test-fast screenshots check chaos bench lock weights clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: .venv/installed  ## install into .venv and run the embedded default study
 	$(BIN)/hpsearch run --sampler tpe --trials 50
 
-test: .venv/tested  ## install the test extras and run the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SPREAD := -n $(or $(TEST_PROCESSES),3) --dist loadfile --no-loadscope-reorder
+
+test: .venv/tested  ## install the test extras and run the suite: everything but the long storms and soaks
+	$(PYTEST) $(SPREAD) -m "not slow"
+
+test-all: .venv/tested  ## the suite with the long storms and soaks
+	$(PYTEST) $(SPREAD)
+
+test-fast: .venv/tested  ## the tests that need no other process: for the inner loop
+	$(PYTEST) $(SPREAD) -m "not process"
+
+screenshots: .venv/tested  ## pictures of every page, in tests/screenshots/
+	HPSEARCH_SCREENSHOTS=tests/screenshots $(PYTEST) -q -m browser
 
 check: .venv/tested  ## lint, formatting, strict types
 	$(BIN)/ruff check .

@@ -254,7 +254,7 @@ def median(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=task["seed"]), pruner=optuna.pruners.MedianPruner())
     study.enqueue_trial(setting.default())
-    curve = Curve(task["wall"])
+    curve = Curve(task["wall"], task.get("epoch_seconds"))
 
     def objective(trial: optuna.Trial) -> float:
         params = {}
@@ -288,7 +288,7 @@ def top_k(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     trainer = Tuned(task)
     trainer.choose()
     setting, rng = Setting("", task["study"], task["blocks"]), random.Random(task["seed"])
-    curve, seen = Curve(task["wall"]), {}
+    curve, seen = Curve(task["wall"], task.get("epoch_seconds")), {}
     while curve.seconds() < task["wall"] / 2:
         params = draw(setting.space, rng) if seen else setting.default()
         number = len(seen)

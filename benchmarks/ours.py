@@ -128,7 +128,7 @@ def search(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     """A study within a wall, everything on, with the task's pruner."""
     from hpsearch import actions, places
 
-    curve = Curve(task["wall"])
+    curve = Curve(task["wall"], task.get("epoch_seconds"))
     settings = {"name": "search", "pruner": task["pruner"], "sampler": "tpe", "trials": 100_000, "threads": task["threads"]}
     with suppress(Over):
         actions.run(parse_spec(task["study"] | settings), places.place(folder), [Listener(curve)])

@@ -78,7 +78,7 @@ def asha(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     from ray.tune.search import BasicVariantGenerator
 
     with_resources, told = start_ray(task)
-    setting, curve = Setting("", task["study"], task["blocks"]), Curve(task["wall"])
+    setting, curve = Setting("", task["study"], task["blocks"]), Curve(task["wall"], task.get("epoch_seconds"))
     longest = int(next(max(p.high, *p.choices, 0) for p in setting.space if p.name == "epochs"))
 
     numbers: dict[str, int] = {}

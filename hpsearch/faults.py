@@ -6,17 +6,18 @@ import os
 import signal
 from pathlib import Path
 
-WANTED, _, COUNTED = os.environ.get("HPSEARCH_CRASH_AT", "").partition("@")
-"""NAME, or NAME@FILE: then only the process that can make FILE ends, so that it happens once however often the place is passed."""
+CRASH_AT = "HPSEARCH_CRASH_AT"
+"""Environment variable: NAME, or NAME@FILE; then only the process that can make FILE ends, however often the place is passed."""
 
 
 def crash_point(name: str) -> None:
-    """End this process here if a test asks for it."""
-    if name != WANTED:
+    """Ends this process here if a test asks for it."""
+    wanted, _, once = os.environ.get(CRASH_AT, "").partition("@")
+    if name != wanted:
         return
-    if COUNTED:
+    if once:
         try:
-            Path(COUNTED).touch(exist_ok=False)
+            Path(once).touch(exist_ok=False)
         except FileExistsError:
             return
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,26 +1,103 @@
 """Shared by all tests: one thread, no telemetry, an empty working folder on request, processes ended."""
 
+import multiprocessing.util
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # it would write a token into the home folder
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles the package anew
 for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
 
+import gc
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from tests.support.browser import BROWSER, Browser
+from tests.support.browser import MISSING as MISSING_BROWSER
+from tests.support.commands import SHARED, Command, fork_what_multiprocessing_spawns, run_command, shared_folder
+
+sys.dont_write_bytecode = False
 os.environ["HPSEARCH_CACHE"] = tempfile.mkdtemp(prefix="hpsearch-cache-")
+if SHARED not in os.environ:  # the first process of the run; those that it starts find it there
+    os.environ[SHARED] = f"{tempfile.mkdtemp(prefix='hpsearch-tests-')}:{os.getpid()}"
 
 # A runner in the background has SIGINT ignored, and so would every process that a test starts and then interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A test that asks for one of these fixtures needs what its marker says.
+NEEDS = {"browser": "browser", "postgres": "postgres", "ray_here": "ray", "empty_mlflow": "process", "new_store": "process"}
+running: list[pytest.Item] = []
+
+
+def pytest_collection_modifyitems(config, items):
+    """Marks tests by the fixtures that they ask for, each of which starts processes; puts the longest files first."""
+    seconds = json.loads((Path(__file__).parent / "order.json").read_text())
+    if not config.getoption("random_order", False):
+        items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0.0))
+    for item in items:
+        for name in {NEEDS[name] for name in item.fixturenames if name in NEEDS}:
+            item.add_marker(name)
+        if any(item.get_closest_marker(name) for name in ("browser", "postgres", "ray", "slow")):
+            item.add_marker("process")
+
+
+def pytest_collection_finish():
+    """Takes what the libraries and tests have made so far out of the garbage collector's rounds: two million objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Knows which test is running."""
+    running[:] = [item]
+    try:
+        return (yield)
+    finally:
+        running.clear()
+
+
+def refuse_processes(owner, name):
+    """Has a test fail that starts a process and is not marked so: `make test-fast` would have it, and wait."""
+    start = getattr(owner, name)
+
+    def checked(*given, **options):
+        if running and not running[0].get_closest_marker("process"):
+            note = os.environ.get("HPSEARCH_TESTS_NOTE")
+            if not note:
+                pytest.fail(f"{running[0].nodeid} starts a process: mark it with pytest.mark.process")
+            with open(note, "a") as file:
+                file.write(f"{running[0].nodeid}\n")
+        return start(*given, **options)
+
+    setattr(owner, name, checked)
+
+
+fork_what_multiprocessing_spawns()
+refuse_processes(os, "fork")
+refuse_processes(subprocess.Popen, "_execute_child")
+refuse_processes(Command, "_execute_child")
+refuse_processes(multiprocessing.util, "spawnv_passfds")
+
+
+def pytest_unconfigure():
+    """Removes what the processes of a run shared, at the end of the first of them."""
+    folder, owner = shared_folder()
+    if owner == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,11 +115,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory):
-    """An MLflow store without runs, made once: 3 to 10 seconds each time otherwise."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    code = f"from hpsearch.tracking import create_store; create_store('sqlite:///{path}')"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def empty_mlflow():
+    """An MLflow store without runs, made once for all test processes: 3 to 10 seconds each time otherwise."""
+    path = shared_folder()[0] / "mlflow.db"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            code = f"from hpsearch.tracking import create_store; create_store('sqlite:///{path}')"
+            run_command([sys.executable, "-c", code], check=True)
     return path
 
 
@@ -65,6 +144,15 @@ def ray_here():
     ray.init("local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser for all tests of a process; `browser.page()` is a page in a profile of its own."""
+    if BROWSER is None:
+        pytest.skip(MISSING_BROWSER)
+    with closing(Browser(tmp_path_factory.mktemp("profile"))) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

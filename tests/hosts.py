@@ -23,6 +23,7 @@ from hpsearch.tracking import create_store
 from tests.postgres import Postgres
 from tests.session import FENCED
 from tests.storm import SHARES, Toll, begin, complete, examine, family, grid, ledgered, remaining
+from tests.support.commands import Command
 
 HOSTS = ("host-a", "host-b")
 
@@ -39,7 +40,7 @@ class Pair:
             create_store(self.asked["mlflow"])
         (place / "session.json").write_text(json.dumps(self.asked))
         self.without, self.toll, self.last = without, Toll(), ""
-        self.sessions: dict[str, subprocess.Popen[str]] = {}
+        self.sessions: dict[str, Command] = {}
         for host in HOSTS:
             (place / host).mkdir()
 

@@ -13,7 +13,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,8 @@ from mlflow import MlflowClient
 from hpsearch.search.store import open_storage
 from hpsearch.tracking import create_store
 from tests.kernels import loss_at
+from tests.support.commands import HPSEARCH, Command, run_command
+from tests.support.fork_server import MARK
 
 ROOT = Path(__file__).parents[1]
 SHARES = {"orchestrator": 30, "worker": 60, "tracker": 10}
@@ -75,17 +76,15 @@ def prepare(place: Path) -> None:
     create_store(f"sqlite:///{place}/mlflow.db")
 
 
-def begin(place: Path, asked: dict[str, object], crash: str = "", without: str = "") -> subprocess.Popen[str]:
+def begin(place: Path, asked: dict[str, object], crash: str = "", without: str = "") -> Command:
     """Start a session; it does the same thing every time. `crash` is where it is to be killed, `without` a safeguard to go without."""
     (place / "session.json").write_text(json.dumps(asked))
     environment = os.environ | {"HPSEARCH_CRASH_AT": crash, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SESSION_WITHOUT": without}
     with (place / "log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.session", str(place)], cwd=ROOT, env=environment, stdout=log, stderr=log, text=True
-        )
+        return Command([sys.executable, "-m", "tests.session", str(place)], cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)
 
 
-def family(session: subprocess.Popen[str]) -> dict[str, list[int]]:
+def family(session: Command) -> dict[str, list[int]]:
     """Processes of a session that a storm may hit, by kind."""
     found: dict[str, list[int]] = {"orchestrator": [session.pid], "worker": [], "tracker": []}
     try:
@@ -105,7 +104,7 @@ def ours(place: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            mine = process.environ().get("HPSEARCH_PLACE") == str(place) or str(place) in process.cmdline()
+            mine = {str(place), f"{MARK}={place}"} & {*process.cmdline(), f"{MARK}={process.environ().get(MARK)}"}
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.Error:
@@ -303,16 +302,16 @@ REAL = {
 def real_storm(place: Path, seed: int, kills: int) -> tuple[Toll, int]:
     """The same over `hpsearch run`; also how many trials differ in any epoch from those of a run that was left alone."""
     rng, toll, begun = random.Random(seed), Toll(), time.monotonic()
-    command = [str(Path(sys.executable).parent / "hpsearch"), "run", "study.json", "--workers", "2"]
+    command = [HPSEARCH, "run", "study.json", "--workers", "2"]
     for name in ("calm", "storm"):
         (place / name).mkdir()
         (place / name / "study.json").write_text(json.dumps(REAL))
-    subprocess.run(command, cwd=place / "calm", check=True, capture_output=True)
+    run_command(command, cwd=place / "calm", check=True)
     told: dict[int, float] = {}
 
-    def start() -> subprocess.Popen[str]:
+    def start() -> Command:
         with (place / "storm" / "log").open("a") as log:
-            return subprocess.Popen(command, cwd=place / "storm", stdout=log, stderr=log, text=True)
+            return Command(command, cwd=place / "storm", stdout=log, stderr=log, text=True)
 
     session = start()
     while sum(toll.kills.values()) < kills:

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from hpsearch.artifacts import deliver, place
 from hpsearch.errors import FixInput
 from hpsearch.service.guard import make_guard
 from hpsearch.spec import parse_spec
+from tests.support.commands import HPSEARCH, run_command
 
 
 @pytest.fixture
@@ -48,8 +46,8 @@ def test_a_store_that_is_not_there_is_refused_with_what_to_install(uri):
 
 
 def hpsearch(folder, *arguments):
-    command = [sys.executable, "-m", "hpsearch.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=dict(os.environ))
+    command = [HPSEARCH, *arguments]
+    return run_command(command, cwd=folder)
 
 
 def test_a_study_leaves_its_copy_and_a_bad_place_ends_it_before_it_begins(tmp_path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from click.testing import CliRunner
 from hpsearch.cli import main
 from hpsearch.resources import PACKAGE
 from tests.bad_input import CASES, fill, png
+from tests.support.commands import HPSEARCH, run_command
 
 KEPT = {"lock", "holder", "data-check.json", "split.npz"}  # in the folder of a study whose data was looked at
 
@@ -55,8 +54,8 @@ def test_there_are_more_than_200_cases_and_none_twice():
 def test_data_that_is_refused_leaves_neither_a_storage_nor_mlflows(place):
     fill(place / "work", {f"photos/{name}/{i}.png": b"<html>" for name in ("cat", "dog") for i in range(5)})
     before = tree(place)
-    run = [sys.executable, "-m", "hpsearch.cli", "run", "--data", "photos", "--model", "resnet18", "--weights", "none"]
-    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
+    run = [HPSEARCH, "run", "--data", "photos", "--model", "resnet18", "--weights", "none"]
+    done = run_command(run, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
     assert (done.returncode, "cat/0.png: not an image" in done.stderr) == (2, True), done.stderr
     made = sorted({*tree(place)} - {*before})
     assert [path for path in made if not path.startswith("work/hpsearch-runs")] == []

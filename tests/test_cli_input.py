@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 
@@ -15,11 +14,12 @@ from hpsearch.cli import main
 from hpsearch.search.records import open_study
 from hpsearch.search.store import open_storage, storage_url
 from hpsearch.spec import parse_spec
+from tests.support.commands import HPSEARCH, run_command
 
 
 def hpsearch(*arguments):
     """Exit code and everything printed, in a real process."""
-    done = subprocess.run([sys.executable, "-m", "hpsearch.cli", *arguments], capture_output=True, text=True, env=dict(os.environ))
+    done = run_command([HPSEARCH, *arguments], env=dict(os.environ))
     return done.returncode, done.stdout + done.stderr
 
 

@@ -4,10 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,9 +19,8 @@ from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import parse_spec
 from hpsearch.types import BudgetRaised, EpochDone, Notice, Status, StudyEnded, TrialEnded
+from tests.support.commands import HPSEARCH, Command, run_command
 from tests.waiting import Memory
-
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 
 
 class When(Memory):
@@ -199,13 +196,13 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
 
 
 def command(folder, *arguments):
-    return subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+    return run_command([HPSEARCH, *arguments], cwd=folder, timeout=120)
 
 
 def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
     run = [HPSEARCH, "run", "--trials", "3", "--no-tracking", "--workers", "1", "--name", "one", "--set", "space.epochs=60"]
     run += ["--set", "pruner=none"]
-    process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "hpsearch-runs" / "one"
     Control(folder).stop(1)  # left by an earlier study of that name, whose storage is gone
     heard = threading.Thread(target=process.stdout.read)
@@ -230,7 +227,7 @@ def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
 def test_a_comparison_is_paused_and_a_trial_of_its_studies_stopped(tmp_path):
     run = [HPSEARCH, "compare", "--samplers", "random,tpe", "--repeats", "1", "--trials", "3", "--initial", "2", "--name", "duel"]
     run += ["--no-tracking", "--workers", "1", "--pruner", "none", "--set", "space.epochs=60"]
-    process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "hpsearch-runs" / "duel-random-r1"
     wait_for(folder, "epoch")
     assert command(tmp_path, "stop", "duel-random-r1", "0").returncode == 0

@@ -14,6 +14,7 @@ import pytest
 
 from tests.session import MUTANTS
 from tests.storm import Toll, begin, complete, examine, grid, prepare
+from tests.support.commands import Command, run_command
 from tests.test_main_job import hpsearch
 
 PACKAGE = Path(__file__).parents[1] / "hpsearch"
@@ -128,7 +129,7 @@ keeping.write_durably(Path(sys.argv[1]), '{"whole": true}')
 def test_half_a_result_is_never_where_it_is_read(tmp_path, without):
     file = tmp_path / "results" / "trial-0000.json"
     environment = os.environ | {"HPSEARCH_CRASH_AT": "result-aside", "SESSION_WITHOUT": without}
-    done = subprocess.run([sys.executable, "-c", WRITING, str(file)], cwd=PACKAGE.parent, env=environment)
+    done = run_command([sys.executable, "-c", WRITING, str(file)], cwd=PACKAGE.parent, env=environment)
     assert done.returncode < 0
     assert file.exists() == bool(without)
     if without:
@@ -163,7 +164,7 @@ for i in range(30):
 def test_many_studies_are_opened_at_once_in_one_storage(place, without):
     command = [sys.executable, "-c", OPENING, f"sqlite:///{place}/hpsearch.db", str(place)]
     how = {"cwd": PACKAGE.parent, "env": os.environ | {"SESSION_WITHOUT": without}, "stderr": subprocess.PIPE, "text": True}
-    all_of_them = [subprocess.Popen([*command, f"p{i}"], **how) for i in range(4)]
+    all_of_them = [Command([*command, f"p{i}"], **how) for i in range(4)]
     words = [process.communicate(timeout=120)[1] for process in all_of_them]
     assert any(process.returncode != 0 for process in all_of_them) == bool(without), words
 

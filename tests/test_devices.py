@@ -1,8 +1,6 @@
 """Which devices a session trains on; machines with several GPUs are told by CUDA_VISIBLE_DEVICES, which needs none."""
 
 import os
-import subprocess
-import sys
 from contextlib import closing
 
 import pytest
@@ -16,6 +14,7 @@ from hpsearch.spec import parse_spec
 from hpsearch.types import Job, Trial
 from tests.contracts.test_executor import started, until
 from tests.kernels import PARAMS
+from tests.support.commands import HPSEARCH, run_command
 
 
 @pytest.fixture
@@ -135,8 +134,7 @@ def test_jobs_go_where_their_activations_are_but_never_to_a_crowd(four):
 
 
 def hpsearch(folder, *arguments, **environment):
-    command = [sys.executable, "-m", "hpsearch.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | environment)
+    return run_command([HPSEARCH, *arguments], cwd=folder, env=os.environ | environment)
 
 
 def test_devices_that_are_not_there_or_cannot_be_used_are_refused_before_anything_is_made(tmp_path):

@@ -19,13 +19,13 @@ from hpsearch.machine import study_lock, survivors
 from hpsearch.places import place
 from hpsearch.types import Status, StoredStudy
 from tests.events import record
+from tests.support.commands import HPSEARCH, Command, run_command
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 SLOW = ("--set", "space.epochs=[12, 20]", "--set", "space.frozen_layers=0", "--workers", "1", "--name", "s")
 
 
 def hpsearch(folder, *arguments, code=0):
-    done = subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = run_command([HPSEARCH, *arguments], cwd=folder, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -60,7 +60,7 @@ def killed(tmp_path_factory, empty_mlflow):
     shutil.copy(empty_mlflow, folder / "mlflow.db")
     runs = folder / "hpsearch-runs" / "s"
     command = [HPSEARCH, "run", "--pruner", "halving", "--trials", "8", *SLOW]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Command(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(number > 2 for number in running(folder)):  # earlier ones have ended, or wait at a rung
         assert process.poll() is None
         time.sleep(0.05)
@@ -142,7 +142,7 @@ def test_what_is_fixed_is_gone_everything_else_is_there_and_the_study_goes_on(ki
 
 def test_a_study_that_is_being_run_is_left_alone(tmp_path):
     runs = tmp_path / "hpsearch-runs" / "s"
-    process = subprocess.Popen([HPSEARCH, "run", "--trials", "3", "--no-tracking", *SLOW], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = Command([HPSEARCH, "run", "--trials", "3", "--no-tracking", *SLOW], cwd=tmp_path, stdout=subprocess.DEVNULL)
     while not running(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
@@ -232,7 +232,7 @@ def test_a_worker_that_outlived_its_orchestrator_is_found_and_ended(tmp_path):
         "import fcntl, os, sys, time\nos.setpgid(0, 0)\nfile = open(sys.argv[1], 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
         "file.write(str(os.getpid()))\nfile.flush()\nprint('held', flush=True)\ntime.sleep(600)"
     )
-    worker = subprocess.Popen([sys.executable, "-c", code, str(folder / "worker-0.lock")], stdout=subprocess.PIPE, text=True)
+    worker = Command([sys.executable, "-c", code, str(folder / "worker-0.lock")], stdout=subprocess.PIPE, text=True)
     try:
         assert worker.stdout.readline() == "held\n"
         clinic = doctor.Clinic(at(tmp_path), False, {"s": StoredStudy("s", {}, {}, ())})

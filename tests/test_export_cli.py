@@ -26,7 +26,8 @@ from hpsearch.places import Place
 from hpsearch.types import StoredStudy, say_nothing
 from tests.events import RECORDS
 from tests.squares import SQUARES
-from tests.test_main_job import HPSEARCH, hpsearch
+from tests.support.commands import HPSEARCH
+from tests.test_main_job import hpsearch
 
 ROOT = Path(__file__).parent.parent
 FP32 = 1e-4  # of the loss [nats]: other batches, other order of sums

@@ -14,6 +14,7 @@ from tests.waiting import until
 SMALL = {"trials": 20, "space": grid(20), "sampler": "grid", "sleep": 0.2, "mlflow": False}
 
 
+@pytest.mark.slow  # leases have to run out, the server restarts twice: a minute and more; one storm, on one host, is in `make test`
 def test_a_storm_over_two_hosts_and_the_server_loses_nothing(tmp_path, postgres):
     toll = storm_of_hosts(tmp_path, postgres, seed=2, kills=6, points=30, restarts=2, freezes=1, sleep=0.3, gap=0.3)
     assert toll.clean, toll.line()

@@ -21,6 +21,7 @@ from hpsearch.startup import await_workers
 from hpsearch.types import Status
 from tests.kernels import loss_at
 from tests.storm import ours
+from tests.support.commands import Command
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def begin(place, crash="", **values):
     """Start a session of the study in `place`; `values` are those of tests/session.py."""
     environment = os.environ | {"HPSEARCH_CRASH_AT": crash, "PYTHONPATH": str(ROOT)}
     (place / "session.json").write_text(json.dumps(values))
-    return subprocess.Popen([*SESSION, str(place)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command([*SESSION, str(place)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(place, **values):
@@ -104,7 +105,7 @@ def test_the_next_session_waits_for_workers_of_a_killed_one(place):
 def test_that_workers_of_a_killed_session_are_waited_for_is_said_once(tmp_path):
     hold = "import sys, time; from pathlib import Path; from hpsearch import machine\n"
     hold += "with machine.claim(Path(sys.argv[1]), 1.0): print('held', flush=True); time.sleep(0.5)"
-    holder = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "worker-0.lock")], stdout=subprocess.PIPE, text=True)
+    holder = Command([sys.executable, "-c", hold, str(tmp_path / "worker-0.lock")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     said = []
     await_workers(tmp_path, lambda *words: said.append(words[0]))
@@ -164,9 +165,7 @@ def test_results_that_the_storage_never_heard_of_are_taken(place):
     """The storage is locked, trials end, everything is killed: what was trained is in the folder."""
     session = begin(place, sleep=0.05)
     until(lambda: ledger(place, "finish"))
-    lock = subprocess.Popen(
-        [sys.executable, "-c", LOCK, str(place / "hpsearch.db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    lock = Command([sys.executable, "-c", LOCK, str(place / "hpsearch.db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert lock.stdout.readline() == "locked\n"
     before = len(ledger(place, "finish"))
     until(lambda: len(ledger(place, "finish")) >= min(8, before + 3))

@@ -9,7 +9,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -18,18 +17,19 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+from tests.support.commands import HPSEARCH, Command, run_command
+
 QUICK = ["--set", "space.epochs=2", "--set", "space.frozen_layers.low=5"]
 
 
 def hpsearch(folder, *arguments, **options):
     """Run the command; its result."""
-    return subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **options)
+    return run_command([HPSEARCH, *arguments], cwd=folder, timeout=300, **options)
 
 
 def interrupted(folder, start, *arguments):
     """Run the command until it prints a line that begins with `start`, and interrupt it then: it stops neatly."""
-    process = subprocess.Popen([HPSEARCH, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command([HPSEARCH, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith(start):
             process.send_signal(signal.SIGINT)
@@ -43,7 +43,8 @@ def interrupted(folder, start, *arguments):
 def done(tmp_path_factory):
     """A folder in which a small study of the embedded default has run, and what it printed."""
     folder = tmp_path_factory.mktemp("work")
-    result = hpsearch(folder, "run", "--sampler", "tpe", "--trials", "12", *QUICK)
+    command = [HPSEARCH, "run", "--sampler", "tpe", "--trials", "12", *QUICK]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # from a cold start, as a person's
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -161,7 +162,7 @@ def test_a_storage_in_use_from_another_folder_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     command = ["run", "--storage", str(tmp_path / "shared.db"), "--no-tracking", "--trials", "200", "--set", "space.epochs=20"]
-    process = subprocess.Popen([HPSEARCH, *command], cwd=tmp_path / "a", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command([HPSEARCH, *command], cwd=tmp_path / "a", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (tmp_path / "hpsearch-runs/digits-tpe/holder").exists():
             time.sleep(0.05)
@@ -193,7 +194,7 @@ def test_two_studies_with_one_worker_and_one_seed_are_the_same_to_the_last_bit(t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_stops_neatly_and_the_same_command_goes_on(tmp_path, number):
     command = [HPSEARCH, "run", "--trials", "200", "--no-tracking", "--pruner", "none", "--set", "space.epochs=3"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Command(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stdout:
         if line.startswith("[3/"):
             break
@@ -216,7 +217,7 @@ def test_one_signal_stops_neatly_and_the_same_command_goes_on(tmp_path, number):
 
 def test_a_second_signal_stops_at_once_and_leaves_no_process(tmp_path):
     command = [HPSEARCH, "run", "--trials", "200", "--pruner", "none", "--set", "space.epochs=20"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Command(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stdout:
         if line.startswith("[1/"):
             break
@@ -263,7 +264,7 @@ def living(session):
 
 def test_a_study_that_is_being_run_is_refused_with_its_holder(tmp_path):
     command = [HPSEARCH, "run", "--trials", "200", "--no-tracking", "--set", "space.epochs=20"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         process.stdout.readline()
         while not (tmp_path / "hpsearch-runs/digits-tpe/holder").exists():
@@ -301,7 +302,7 @@ def test_mlflows_page_opens_on_the_runs_with_two_processes(done):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    process = subprocess.Popen([HPSEARCH, "ui", "--port", str(port)], cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = Command([HPSEARCH, "ui", "--port", str(port)], cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         give_up = time.monotonic() + 120
         while True:
@@ -328,7 +329,7 @@ def test_in_a_terminal_a_table_updates_in_place(tmp_path):
     master, slave = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm"}
     command = [HPSEARCH, "run", "--trials", "4", "--no-tracking", *QUICK]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    process = Command(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     text = b""
     while True:

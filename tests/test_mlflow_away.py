@@ -21,6 +21,7 @@ from hpsearch.types import Status, StudyStarted, TrackingBehind
 from tests.events import study_events
 from tests.mlflow_server import Front, Server, front
 from tests.mlflow_store import by_name, disagreements, dump
+from tests.support.commands import Command
 from tests.waiting import Memory, until
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ def begin(place, uri, **values):
     values = {"trials": 30, "epochs": 4, "sleep": 0.5, "mlflow": uri} | values
     (place / "session.json").write_text(json.dumps(values))
     command, environment = [sys.executable, "-m", "tests.session", str(place)], os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Command(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):

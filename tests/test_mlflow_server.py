@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from hpsearch.types import StudyStarted
 from tests.events import study_events
 from tests.mlflow_server import Server, front
 from tests.mlflow_store import by_name
+from tests.support.commands import HPSEARCH, run_command
 from tests.test_docs import ROOT, blocks, commands
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 QUICK = ("--trials", "3", "--set", "space.epochs=2")
 
 
@@ -42,7 +41,7 @@ def impatient(monkeypatch):
 
 
 def hpsearch(folder, *arguments, code=0, **environment):
-    done = subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+    done = run_command([HPSEARCH, *arguments], cwd=folder, env=os.environ | environment)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import click
 import optuna
@@ -18,6 +16,7 @@ from hpsearch.places import Place, read
 from hpsearch.search.records import open_study
 from hpsearch.search.store import open_storage, storage_url
 from hpsearch.spec import parse_spec
+from tests.support.commands import HPSEARCH, run_command
 from tests.test_bad_input import tree
 
 CLIMBING = [
@@ -177,7 +176,7 @@ def test_no_hostile_name_is_found_in_a_storage(studies):
 
 @pytest.mark.parametrize("command", ["show", "best", "report", "test", "sync"])
 def test_bytes_that_are_no_text_are_a_name_like_others_in_a_real_process(studies, command):
-    done = subprocess.run([sys.executable, "-m", "hpsearch.cli", command, b"\xff\xfe/../x"], capture_output=True)
+    done = run_command([HPSEARCH, command, b"\xff\xfe/../x"], text=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (2, False), done.stderr
     assert b"\\udcff" in done.stderr
 

@@ -16,13 +16,13 @@ from hpsearch.tracking import MlflowTracker
 from hpsearch.types import StudyEnded
 from tests.events import study_events
 from tests.mlflow_store import by_name, dump
+from tests.support.commands import HPSEARCH, run_command
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 RUN = ("run", "--trials", "4", "--confirm", "1x2", "--set", "space.epochs=2", "--name", "small")
 
 
 def hpsearch(folder, *arguments, fails=False, **environment):
-    done = subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+    done = run_command([HPSEARCH, *arguments], cwd=folder, env=os.environ | environment)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
 

@@ -14,15 +14,14 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 from hpsearch.search.catalog import read_study
 from hpsearch.search.store import open_storage, opened
 from hpsearch.types import Status
+from tests.support.commands import HPSEARCH, run_command
 from tests.test_lost import begin, finish, ledger, whole
 from tests.waiting import until
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 STORE = 100 * 2**20
 QUICK = {"initial_delay_ms": 0, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}  # to notice that a machine is lost
 
@@ -30,6 +29,8 @@ QUICK = {"initial_delay_ms": 0, "period_ms": 500, "timeout_ms": 1000, "failure_t
 @pytest.fixture(scope="module")
 def head():
     """A cluster whose head trains nothing."""
+    from ray.cluster_utils import Cluster  # takes a second and more, in every test process that collects this file
+
     arguments = {
         "num_cpus": 0,
         "object_store_memory": STORE,
@@ -64,7 +65,7 @@ def free(cluster):
     """Processors that no actor holds, as Ray counts them."""
     code = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='error')\n"
     code += "print(ray.available_resources().get('CPU', 0))"
-    return float(subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, check=True).stdout)
+    return float(run_command([sys.executable, "-c", code, cluster.address], check=True).stdout)
 
 
 def heard(place):
@@ -176,7 +177,7 @@ def test_workers_share_a_gpu_by_halves(cluster, place):
 
 def run(where, *options, code=0, **more):
     """`hpsearch run` in a folder."""
-    done = subprocess.run([HPSEARCH, "run", *options], cwd=where, capture_output=True, text=True, env=os.environ | more, timeout=300)
+    done = run_command([HPSEARCH, "run", *options], cwd=where, env=os.environ | more, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -190,7 +191,7 @@ def study(where):
 def test_a_study_is_the_same_on_ray_as_in_a_process_without_shared_files(cluster, tmp_path, machines, search):
     """Images and weights of the user's own, on machines with empty caches; where what is asked next hangs on nobody's speed."""
     for kind in ("process", "ray"):
-        subprocess.run([HPSEARCH, "example", kind], cwd=tmp_path, check=True, capture_output=True)
+        run_command([HPSEARCH, "example", kind], cwd=tmp_path, check=True)
     options = ("folder", "--name", "s", "--trials", "5", *search, "--no-tracking", "--set", "space.epochs={low: 2, high: 6}")
     run(tmp_path / "process", *options, "--workers", "1")
     caches = [tmp_path / f"cache-{machine}" for machine in range(machines)]

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.finetune.photographs import tiles
 from tests.squares import SQUARES
-from tests.test_main_job import HPSEARCH, hpsearch
+from tests.support.commands import HPSEARCH, Command
+from tests.test_main_job import hpsearch
 
 QUICK = ["--set", "space.epochs=2", "--set", "space.frozen_layers={low: 15, high: all}"]
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -221,7 +222,7 @@ def test_the_readmes_command_for_photographs_trains_and_stops_neatly(photos):
     environment = os.environ | NO_NETWORK | {"TORCH_HOME": str(photos / "torch")}
     command = [HPSEARCH, "run", "--data", "photos", "--model", "resnet50"]
     assert f"hpsearch {' '.join(command[1:])} " in (Path(__file__).parent.parent / "README.md").read_text()
-    process = subprocess.Popen(command, cwd=photos, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Command(command, cwd=photos, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         seen = []
         for line in process.stdout:
@@ -241,7 +242,7 @@ def test_the_readmes_command_for_photographs_trains_and_stops_neatly(photos):
 def test_ctrl_c_while_preparing_leaves_nothing_running(photos):
     (photos / "slow.py").write_text("import time\n\ndef data():\n    print('begun', flush=True)\n    time.sleep(600)\n")
     command = [HPSEARCH, "run", "--data", "slow:data", "--model", "glyphnet", "--no-tracking"]
-    process = subprocess.Popen(command, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Command(command, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in process.stdout:
             if line.startswith("begun"):

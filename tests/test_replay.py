@@ -7,11 +7,9 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +18,13 @@ from hpsearch.replaying import CLOSE, DIFFERENT, EQUAL, compared, epochs_to_trai
 from hpsearch.types import Outcome, Status
 from tests.events import RECORDS, record
 from tests.finetune.image_files import make_folder, write
+from tests.support.commands import HPSEARCH, Command, run_command
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
 QUICK = ("--no-tracking", "--workers", "1", "--set", "space.epochs=[4, 8]")
 
 
 def hpsearch(folder, *arguments, code=0):
-    done = subprocess.run([HPSEARCH, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = run_command([HPSEARCH, *arguments], cwd=folder, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -61,7 +59,7 @@ def done(tmp_path_factory):
 
 def cut_off(folder, command, line, number):
     """Run a study until it prints a line that begins so, and send it a signal a moment later, in the middle of its next trial."""
-    process = subprocess.Popen([HPSEARCH, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
+    process = Command([HPSEARCH, *command], cwd=folder, stdout=subprocess.PIPE, text=True)
     for told in process.stdout:
         if told.startswith(line):
             break
@@ -166,7 +164,7 @@ def test_an_interrupted_replay_leaves_nothing(done, tmp_path):
     folder, _ = done
     before = everything(folder)
     command = [HPSEARCH, "replay", "s", "0"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
+    process = Command(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
     while not list(tmp_path.glob("hpsearch-replay-*")) and process.poll() is None:
         pass
     process.send_signal(signal.SIGINT)

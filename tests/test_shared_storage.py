@@ -12,7 +12,8 @@ import pytest
 from hpsearch.search.catalog import read_study
 from hpsearch.search.store import open_storage, opened
 from hpsearch.types import Status
-from tests.test_main_job import HPSEARCH, hpsearch
+from tests.support.commands import HPSEARCH, Command
+from tests.test_main_job import hpsearch
 from tests.waiting import until
 
 RUN = ("--no-tracking", "--workers", "1", "--set", "space.epochs=2", "--set", "space.frozen_layers.low=5")
@@ -29,7 +30,7 @@ def begin(folder, *arguments, **environment):
     """Start the command in a folder of its own."""
     folder.mkdir(exist_ok=True)
     how = {"cwd": folder, "env": os.environ | environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([HPSEARCH, *arguments], **how)
+    return Command([HPSEARCH, *arguments], **how)
 
 
 def trials(url, name):

@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import psutil
+import pytest
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+from tests.support.commands import HPSEARCH
+
 ASKED = ["run", "--sampler", "random", "--trials", "500", "--workers", "1", "--set", "space.epochs=1", "--set", "space.frozen_layers=6"]
 MIB = 2**20
 
@@ -24,6 +24,7 @@ def held(session):
     return found
 
 
+@pytest.mark.slow  # five hundred trials from a cold start: memory of a forked process is its parent's too
 def test_five_hundred_trials_leave_memory_and_open_files_as_they_were(tmp_path):
     process = subprocess.Popen([HPSEARCH, *ASKED], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     session, seen = psutil.Process(process.pid), {}

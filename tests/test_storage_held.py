@@ -15,6 +15,7 @@ from hpsearch.search import store
 from hpsearch.search.store import Writer, open_storage
 from hpsearch.types import EpochDone, Notice, Status, TrialEnded, TrialStarted
 from tests.kernels import loss_at
+from tests.support.commands import Command
 from tests.test_orchestrator import session, stored
 from tests.waiting import Memory
 
@@ -106,7 +107,7 @@ def test_training_goes_on_while_another_program_holds_the_storage(tmp_path):
 
     def stop():
         if not holders and memory.of(TrialEnded):
-            holders.append(subprocess.Popen([sys.executable, "-c", LOCK, str(tmp_path / "hpsearch.db"), "25"], stdout=subprocess.PIPE))
+            holders.append(Command([sys.executable, "-c", LOCK, str(tmp_path / "hpsearch.db"), "25"], stdout=subprocess.PIPE))
             assert holders[0].stdout.readline()
             during.append(len(memory.of(EpochDone)))
         elif holders and holders[0].poll() is None:

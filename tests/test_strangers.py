@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +19,7 @@ from hpsearch.cli import main
 from hpsearch.resources import PACKAGE
 from hpsearch.spec import parse_spec
 from tests.bad_input import Canary, declared, fill, photos, torch_file
+from tests.support.commands import HPSEARCH, run_command
 
 SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -228,7 +228,7 @@ POSTGRES = f"postgresql+psycopg://someone:{SECRET}@127.0.0.1:9/studies"
 
 
 def hpsearch(*arguments, **environment):
-    done = subprocess.run([sys.executable, "-m", "hpsearch.cli", *arguments], capture_output=True, text=True, env=os.environ | environment)
+    done = run_command([HPSEARCH, *arguments], env=os.environ | environment)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -291,11 +291,10 @@ def test_code_beside_the_data_runs_only_when_it_is_named(tmp_path, monkeypatch):
     fill(tmp_path, photos("cat", "dog", each=8))
     for name in ("own.py", "photos/__init__.py", "photos/cat/own.py", "conftest.py", "hpsearch_plugin.py"):
         (tmp_path / name).write_text(OWN)
-    hpsearch = Path(sys.executable).with_name("hpsearch")
-    done = subprocess.run([hpsearch, "check", "photos", "--model", "glyphnet"], capture_output=True, text=True)
+    done = run_command([HPSEARCH, "check", "photos", "--model", "glyphnet"])
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "imported").exists()
-    done = subprocess.run([hpsearch, "check", "own:images"], capture_output=True, text=True)
+    done = run_command([HPSEARCH, "check", "own:images"])
     assert (done.returncode, "own has no function 'images'" in done.stderr) == (2, True), done.stderr
     assert (tmp_path / "imported").exists()
 

@@ -17,6 +17,8 @@ from hpsearch.errors import FixInput, FixSetup
 from hpsearch.tracking import MlflowTracker, create_store, tracking_uri
 from hpsearch.types import StudyEnded, StudyStarted, Trial, TrialStarted
 from tests.events import RECORDS, study_events, trial_events
+from tests.support.commands import Command, run_command
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,15 @@ def test_the_parent_names_the_best_trial_and_carries_the_studys_files(mirrored):
     assert [f.path for f in client.list_artifacts(parent.info.run_id)] == ["report.html"]
 
 
+def has_runs(folder, count):
+    """Whether MLflow has so many runs of trials, with the epochs that were recorded."""
+    try:
+        children = runs_of(folder)[2]
+    except (AttributeError, ValueError):  # no experiment, or no parent
+        return False
+    return len(children) == count and all("val_loss" in run.data.metrics for run in children.values())
+
+
 def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_cut_off(tmp_path, new_store):
     uri = new_store(tmp_path)
     first, *_ = study_events()
@@ -101,7 +112,7 @@ def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_c
     for record in RECORDS[:2]:
         for event in trial_events(record):
             tracker.record(event)
-    time.sleep(4)  # longer than FLUSH_SECONDS, so that running trials have runs
+    until(lambda: has_runs(tmp_path, 2), 60)  # which running trials have after FLUSH_SECONDS
     tracker.record(StudyEnded("interrupted", None, None))
     tracker.close()
     _, parent, children = runs_of(tmp_path)
@@ -169,9 +180,9 @@ if __name__ == "__main__":
     time.sleep(600)
 """
     (tmp_path / "parent.py").write_text(code)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
+    parent = Command([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)
     mirror = Path(f"/proc/{int(parent.stdout.readline())}")
-    time.sleep(5)
+    until(lambda: any("mlflow.db" in os.readlink(file) for file in mirror.glob("fd/*") if file.is_symlink()))
     parent.kill()
     parent.communicate()
     give_up = time.monotonic() + 60
@@ -246,7 +257,7 @@ print("well")
 
 @pytest.mark.parametrize(("what", "number"), [("kill", os.environ.get("HPSEARCH_TEST_KILLS", "12")), ("at once", "8")])
 def test_stores_are_made_as_a_whole_or_not_at_all(tmp_path, what, number):
-    done = subprocess.run([sys.executable, "-c", MAKE, str(tmp_path), what, number], capture_output=True, text=True)
+    done = run_command([sys.executable, "-c", MAKE, str(tmp_path), what, number])
     assert done.stdout == "well\n", done.stdout + done.stderr
 
 

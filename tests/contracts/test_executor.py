@@ -246,33 +246,34 @@ def test_a_worn_worker_is_replaced_after_its_job_and_no_trial_is_lost(elsewhere)
         assert len(set(pids)) == 3
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"val_loss": math.nan},
-        {"val_loss": -math.inf},
-        {"train_loss": math.inf},
-        {"val_loss": None},
-        {"val_loss": "1.5"},
-        {"accuracy": math.nan},
-        {"accuracy": None},
-    ],
-    ids=str,
-)
-def test_an_epoch_without_numbers_ends_the_trial_and_nobody_judges_it(kind, fault):
-    executor = make(kind, {"faults": {0: fault}}, workers=1)
+NO_NUMBERS = [
+    {"val_loss": math.nan},
+    {"val_loss": -math.inf},
+    {"train_loss": math.inf},
+    {"val_loss": None},
+    {"val_loss": "1.5"},
+    {"accuracy": math.nan},
+    {"accuracy": None},
+]
+
+
+def test_an_epoch_without_numbers_ends_the_trial_and_nobody_judges_it(kind):
+    executor = make(kind, {"faults": dict(enumerate(NO_NUMBERS))}, workers=1)
+    whole = len(NO_NUMBERS)
     judged = []
     try:
         started(executor)
-        outcomes = run(executor, [Trial(0, PARAMS), Trial(1, PARAMS)], lambda p: bool(judged.append((p.trial, p.epoch))))
+        trials = [Trial(number, PARAMS) for number in range(whole + 1)]
+        outcomes = run(executor, trials, lambda p: bool(judged.append((p.trial, p.epoch))))
     finally:
         executor.close()
-    assert outcomes[0].status is Status.FAILED
-    assert outcomes[0].error.startswith("diverged: ")
-    assert "after epoch 2 of 4" in outcomes[0].error
-    assert outcomes[0].val_loss is None
-    assert outcomes[1].status is Status.COMPLETE
-    assert [epoch for trial, epoch in judged if trial == 0] == [1]
+    for number, fault in enumerate(NO_NUMBERS):
+        assert outcomes[number].status is Status.FAILED, fault
+        assert outcomes[number].error.startswith("diverged: "), fault
+        assert "after epoch 2 of 4" in outcomes[number].error, fault
+        assert outcomes[number].val_loss is None, fault
+        assert [epoch for trial, epoch in judged if trial == number] == [1], fault
+    assert outcomes[whole].status is Status.COMPLETE
 
 
 def test_a_job_that_is_to_be_alone_shares_its_worker_with_nobody(kind):

@@ -214,7 +214,6 @@ def test_an_interrupted_study_of_conditions_goes_on_as_it_would_have(folder, sam
     assert [replace(timeless(r), attempt=1) for r in found] == expected
 
 
-@ANYWHERE
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_conditions_do_not_stop_a_sampler_from_learning(folder, sampler):
     """The default recipe uses momentum, later trials do not: to Optuna the common space shrinks, and CMA-ES would give up."""

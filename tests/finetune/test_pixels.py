@@ -20,6 +20,7 @@ from hpsearch.finetune import images, pixels, shelf
 from hpsearch.finetune.images import Preprocessing, decode
 from hpsearch.finetune.pixels import cache_folder, clear, decode_all, entries
 from hpsearch.finetune.sources import Item, Source, open_source
+from tests.support.commands import Command, run_command
 from tests.waiting import until
 
 RGB = Preprocessing(size=16, resize=20, mean=(0, 0, 0), std=(1, 1, 1))
@@ -323,7 +324,7 @@ def test_a_cache_that_may_not_be_written_is_not_cleared_and_says_so(pets):
             except Exception as error:
                 print(type(error).__name__, error)
         """)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        done = run_command([sys.executable, "-c", code], check=True)
         for place in (root / "images", root / "index", root / "locks"):
             place.chmod(0o755)
         assert len(shelf.entries(root)) == 1
@@ -416,7 +417,7 @@ SLOW = """
 
 def start(pets, cache, begun, go):
     arguments = [sys.executable, "-c", textwrap.dedent(SLOW), *map(str, (pets, cache, begun, go))]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    return Command(arguments, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_process_leaves_nothing_that_stays(pets, cache, tmp_path):

@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune import models, pretrained
+from tests.support.commands import run_command
 
 MODEL = "shufflenet_v2_x0_5"
 FILE = "shufflenetv2_x0.5-f707e7126e.pth"
@@ -53,7 +53,7 @@ def test_without_a_network_the_error_says_what_to_bring_where(folder):
     proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("https", "http")}
     env = {**os.environ, **proxies, "TORCH_HOME": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     env.pop("no_proxy", None), env.pop("NO_PROXY", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    done = run_command([sys.executable, "-c", code], env=env)
     assert done.returncode == 1
     assert done.stdout == f"Downloading {FILE} (5 MB) to {folder}/hub/checkpoints\n"
     error = done.stderr.splitlines()[-1]

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hpsearch.finetune import sharing
 from hpsearch.finetune.sharing import DeviceShare
+from tests.support.commands import Command
 from tests.waiting import until
 
 TOTAL = 1000
@@ -103,7 +104,7 @@ time.sleep(60)
 
 
 def test_the_claim_of_a_process_that_is_killed_goes_with_it(device):
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(device.folder)], stdout=subprocess.PIPE, text=True) as other:
+    with Command([sys.executable, "-c", HOLDER, str(device.folder)], stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "''\n"
             mine = device.come("mine")

@@ -83,11 +83,12 @@ def test_every_hyperparameter_reaches_the_trainer_inside_a_shared_step(tmp_path,
     trials = [Trial(0, usual), Trial(0, {**usual, name: OTHERS[name]})]
     split = {"split": {"train_per_class": None, "val": 1500, "test": 0}} if name == "class_weights" else {}
     found = together(make(tmp_path, trials_per_device=2, **split), [replace(t, number=n) for n, t in enumerate(trials)])
+    solo = make(tmp_path / "solo", **split)
     for n in (0, 1):
-        alone = train(make(tmp_path / "solo", **split), number=n, **trials[n].params)
+        alone = train(solo, number=n, **trials[n].params)
         assert [i.val_loss for i in of(found, n)] == [i.val_loss for i in alone]
         assert of(found, n)[-1].effective == alone[-1].effective
-    same_seed = train(make(tmp_path / "solo", **split), number=0, **trials[1].params)
+    same_seed = train(solo, number=0, **trials[1].params)
     assert [i.val_loss for i in of(found, 0)] != [i.val_loss for i in same_seed]
     assert same_seed[-1].effective[name] == pytest.approx(OTHERS[name])
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -19,6 +18,7 @@ from hpsearch.finetune.prepare import prepare
 from hpsearch.finetune.printable import printable
 from hpsearch.finetune.sources import DATA_SETS, open_source
 from hpsearch.spec import load_spec
+from tests.support.commands import run_command
 
 
 def counts(source):
@@ -147,7 +147,7 @@ def test_a_folder_that_may_not_be_read():
             except Exception as error:
                 print(type(error).__name__, error)
         """)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        done = run_command([sys.executable, "-c", code], check=True)
     assert done.stdout.startswith("FixInput the folder")
     assert "dog cannot be read (Permission denied)" in done.stdout
 

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from hpsearch.errors import FixSetup
 from hpsearch.finetune.sources import open_source
 from hpsearch.finetune.torchvision_sets import DATA_SETS, SETS, classes_of, files_of, labels_of
+from tests.support.commands import run_command
 
 
 @pytest.fixture
@@ -227,5 +228,5 @@ def test_the_line_that_the_error_gives_is_one_that_python_runs(tmp_path, no_netw
     with pytest.raises(FixSetup) as caught:
         open_source("STL10", tmp_path)
     code = str(caught.value).split('python -c "')[1].split('"')[0]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_command([sys.executable, "-c", code])
     assert "Connection refused" in done.stderr.splitlines()[-1]

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import html
-import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,6 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from report_samples import HOSTILE
-from test_browser import BROWSER, chromium
 from test_figures import contrast
 
 from hpsearch.comparison import Comparison, Run, compare
@@ -21,9 +17,9 @@ from hpsearch.report.page import write_comparison_page
 from hpsearch.report.style import IN_THE_DARK, INKS, SERIES, series, translucent
 from hpsearch.report.versus import ComparisonView
 from hpsearch.verdict import verdict
+from tests.support.browser import Browser
 
 NAMES = ("gp", "tpe", "cmaes", "random", "quasi-random", "grid")
-SHOTS = Path(__file__).parents[1] / "screenshots"
 
 
 def runs(n: int, samplers: int = 4, trials: int = 40, sign: int = 1, names: tuple[str, ...] = NAMES) -> list[Run]:
@@ -212,32 +208,26 @@ def test_series_are_told_apart_by_more_than_colour_and_stand_out_on_both_papers(
     assert series(len(SERIES)) == SERIES[0]
 
 
-PROBE = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
-<iframe id="frame" src="{page}" style="border:0;width:{width}px;height:{height}px"></iframe><pre id="seen"></pre>
-<script>
-const frame = document.getElementById("frame");
-frame.addEventListener("load", () => setTimeout(() => {{
-  const page = frame.contentDocument, seen = {{wide: page.documentElement.scrollWidth, plots: {{}}}};
-  for (const plot of page.querySelectorAll(".plot"))
-    seen.plots[plot.id] = {{
+PROBE = """(() => {
+  const seen = {wide: document.documentElement.scrollWidth, plots: {}};
+  for (const plot of document.querySelectorAll(".plot"))
+    seen.plots[plot.id] = {
       marks: plot.querySelectorAll(".trace path, .points path, .textpoint").length,
-      cut: [...plot.querySelectorAll(".xtick text, .ytick text, .textpoint text")].filter((text) => {{
+      cut: [...plot.querySelectorAll(".xtick text, .ytick text, .textpoint text")].filter((text) => {
         const inner = text.getBoundingClientRect(), outer = plot.getBoundingClientRect();
         return inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.top < outer.top - 1;
-      }}).map((text) => text.textContent),
-    }};
-  document.getElementById("seen").textContent = JSON.stringify(seen);
-}}, 1500));
-</script>
-"""
+      }).map((text) => text.textContent),
+    };
+  return seen;
+})()"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")
+@pytest.mark.browser
 @pytest.mark.parametrize(
     ("n", "samplers", "objective", "width", "dark"),
     [(10, 4, "val_loss", 1280, False), (20, 6, "accuracy", 390, True), (1, 2, "val_loss", 390, False), (20, 6, "val_loss", 1280, True)],
 )
-def test_the_page_in_a_browser(n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(n: int, samplers: int, objective: str, width: int, dark: bool, tmp_path: Path, browser: Browser) -> None:
     found = comparison(n, samplers, objective)
     names = [standing.sampler for standing in found.standings]
     counts = {"studies": n, "trials": 40 * n, "trained": 30 * n, "reused": 10 * n, "pruned": 8 * n, "failed": 0, "seconds": 160.0 * n}
@@ -252,20 +242,15 @@ def test_the_page_in_a_browser(n: int, samplers: int, objective: str, width: int
         studies=tuple(f"samplers-{name}-r{repeat}" for name in names for repeat in range(1, n + 1)),
         generated="2026-11-25 12:00 UTC",
     )
-    page, probe, height = tmp_path / "page.html", tmp_path / "probe.html", 7000
+    page = tmp_path / "page.html"
     write_comparison_page(shown, page)
-    probe.write_text(PROBE.format(page=page.as_uri(), width=width, height=height), encoding="utf-8")
-    text, console = chromium(tmp_path, probe, (width, height), "--dump-dom", dark=dark)
-    assert console == []
-    match = re.search(r'<pre id="seen">(.*?)</pre>', text, re.DOTALL)
-    assert match is not None
-    seen = json.loads(html.unescape(match[1]))
+    opened = browser.file(page, width, dark)
+    opened.await_plots()
+    seen = opened.js(PROBE)
+    assert opened.console == []
+    opened.shot(f"comparison-{n}-{samplers}-{width}-{'dark' if dark else 'light'}")
     assert set(seen["plots"]) == {f"plot-{name}" for name in COMPARISON_FIGURES}
     assert seen["wide"] <= width
     for name, plot in seen["plots"].items():
         assert plot["marks"] > 0, name
         assert plot["cut"] == [], name
-    SHOTS.mkdir(exist_ok=True)
-    shot = tmp_path / "shot.png"
-    chromium(tmp_path, probe, (width, height), f"--screenshot={shot}", dark=dark)
-    shutil.copy(shot, SHOTS / f"comparison-{n}-{samplers}-{width}-{'dark' if dark else 'light'}.png")

@@ -29,6 +29,7 @@ from hpsearch.report.landscape import LANDSCAPE
 from hpsearch.report.page import DRAWN_WHERE_KNOWN, Plot, load_page, made
 from hpsearch.report.tables import StudyView
 from hpsearch.types import StoredStudy
+from tests.support.commands import HPSEARCH, run_command
 
 ROOT = Path(__file__).parents[2]
 BROWSER = next(filter(None, map(shutil.which, formats.BROWSERS)), None)
@@ -233,6 +234,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a person does."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    if command[0] == "hpsearch":
+        return run_command([HPSEARCH, *command[1:]], cwd=folder, env=environment)
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 

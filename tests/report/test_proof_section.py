@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -55,33 +55,39 @@ def table_of(grid: Grid) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(base64.b64decode(grid.csv.partition("base64,")[2])))
 
 
-STUDIES: dict[str, StudyView] = {
-    "everything": shown(whole()),
-    "accuracy": shown(whole("accuracy")),
-    "balanced accuracy": shown(whole("balanced_accuracy")),
-    "folds": shown(opened(stored(cv="2x3", confirm=None))),
-    "references only": shown(stored(confirm=None)),
-    "one configuration": shown(opened(stored(confirm="1x2"))),
-    "confirmation only": shown(stored(references=False)),
-    "nothing run yet": shown(stored(stop=0)),
-    "half a confirmation": shown(stored(stop=5)),
-    "half the references": shown(stored(stop=20)),
-    "all references failed": shown(stored(fails=("scratch", "probe", "default"))),
-    "some runs failed": shown(stored(fails=("seed-2",))),
-    "everything failed": shown(stored(fails=("-",))),
-    "test alone": shown(opened(stored(references=False, confirm=None))),
-    "looked at twice": shown(opened(opened(stored(), trial=1), at=LOOKED + 1e5)),
-    "looked at for another": shown(opened(stored(), trial=1)),
-    "without weights": shown(stored(weights="none")),
-    "two classes": shown(opened(stored(("cat", "dog")))),
-    "a hundred classes": shown(opened(stored(tuple(f"class {i}" for i in range(100))))),
-    "hundred and twenty": shown(opened(stored(tuple(f"class {i}" for i in range(120))))),
+STUDIES: dict[str, Callable[[], StudyView]] = {
+    "everything": lambda: shown(whole()),
+    "accuracy": lambda: shown(whole("accuracy")),
+    "balanced accuracy": lambda: shown(whole("balanced_accuracy")),
+    "folds": lambda: shown(opened(stored(cv="2x3", confirm=None))),
+    "references only": lambda: shown(stored(confirm=None)),
+    "one configuration": lambda: shown(opened(stored(confirm="1x2"))),
+    "confirmation only": lambda: shown(stored(references=False)),
+    "nothing run yet": lambda: shown(stored(stop=0)),
+    "half a confirmation": lambda: shown(stored(stop=5)),
+    "half the references": lambda: shown(stored(stop=20)),
+    "all references failed": lambda: shown(stored(fails=("scratch", "probe", "default"))),
+    "some runs failed": lambda: shown(stored(fails=("seed-2",))),
+    "everything failed": lambda: shown(stored(fails=("-",))),
+    "test alone": lambda: shown(opened(stored(references=False, confirm=None))),
+    "looked at twice": lambda: shown(opened(opened(stored(), trial=1), at=LOOKED + 1e5)),
+    "looked at for another": lambda: shown(opened(stored(), trial=1)),
+    "without weights": lambda: shown(stored(weights="none")),
+    "two classes": lambda: shown(opened(stored(("cat", "dog")))),
+    "a hundred classes": lambda: shown(opened(stored(tuple(f"class {i}" for i in range(100))))),
+    "hundred and twenty": lambda: shown(opened(stored(tuple(f"class {i}" for i in range(120))))),
 }
+
+
+@cache
+def made(name: str) -> StudyView:
+    """A study of that kind; some take seconds to make."""
+    return STUDIES[name]()
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_page_of_any_proof_is_written(name: str, quick: None) -> None:
-    text = text_of(STUDIES[name])
+    text = text_of(made(name))
     assert not [word for word in ("nan", "inf", "None", "Estimate(") if f" {word}" in text.partition("How the search went")[0]]
 
 
@@ -96,7 +102,7 @@ def test_a_study_that_proved_nothing_has_no_heading_for_it(study: StudyView, qui
 
 
 def test_what_is_proven_stands_above_how_the_search_went(quick: None) -> None:
-    text = text_of(STUDIES["everything"])
+    text = text_of(made("everything"))
     places = [text.index(heading) for heading in ("The best configuration", *HEADINGS, "How the search went")]
     assert places == sorted(places)
 
@@ -198,7 +204,7 @@ def test_who_cannot_be_told_apart_is_named() -> None:
 
 
 def test_half_a_confirmation_is_not_called_one() -> None:
-    study = STUDIES["half a confirmation"]
+    study = made("half a confirmation")
     found = said(proven(study))
     assert "Confirmed" not in found
     assert "still to come" in found["Not confirmed yet"]
@@ -229,7 +235,7 @@ def test_the_test_is_told_with_its_interval_and_what_was_forgotten() -> None:
 
 
 def test_a_second_look_is_warned_of(quick: None) -> None:
-    study = STUDIES["looked at twice"]
+    study = made("looked at twice")
     assert study.proof is not None
     (warning,) = on_test(study)[0].warnings
     assert "looked at 2 times (trial 1, 2025-10-09 08:53 UTC; trial" in warning
@@ -243,7 +249,7 @@ def test_a_second_look_is_warned_of(quick: None) -> None:
 
 
 def test_a_look_for_another_trial_is_no_result_of_the_winner() -> None:
-    study = STUDIES["looked at for another"]
+    study = made("looked at for another")
     assert study.proof is not None
     assert "looked at for trial 1" in said(on_test(study))["On the test images"]
     assert PROVEN["confusion"](study) is None
@@ -328,7 +334,7 @@ def test_how_soon_is_the_mean_of_the_curves_over_seconds_and_images() -> None:
     assert list(lines[3].x) == pytest.approx(own["images"].tolist())
     assert list(lines[3].y) == pytest.approx((100 * own["accuracy"]).tolist())
     assert table["images"].max() == 50 * table["epoch"].max()
-    folds = PROVEN["how_soon"](STUDIES["folds"])
+    folds = PROVEN["how_soon"](made("folds"))
     assert folds is not None
     assert folds[1]["images"].max() == pytest.approx(450 * 2 / 3 * folds[1]["epoch"].max())
     assert (
@@ -357,7 +363,7 @@ def test_the_confusion_holds_counts_and_shares_of_the_row() -> None:
 
 @pytest.mark.parametrize(("name", "classes"), [("a hundred classes", 100), ("hundred and twenty", MOST_CLASSES)])
 def test_many_classes_stay_readable(name: str, classes: int) -> None:
-    figure, _ = PROVEN["confusion"](STUDIES[name]) or (None, None)
+    figure, _ = PROVEN["confusion"](made(name)) or (None, None)
     assert figure is not None
     assert classes > NUMBERED
     assert len(figure.data[0].z) == classes
@@ -405,12 +411,12 @@ def test_a_winner_that_was_not_the_luckiest_takes_the_place_of_the_best() -> Non
 
 
 def test_without_confirmation_the_header_says_one_seed() -> None:
-    study = STUDIES["references only"]
+    study = made("references only")
     assert "one seed: not yet confirmed on fresh seeds" in words.verdict(study)
     notes = {card.label: card.note for card in words.cards(study)}
     assert notes["Best validation loss"].endswith("; one seed")
     assert "one seed" in words.verdict(view(record(0, Status.COMPLETE), spec=SPEC))
-    looked_at = STUDIES["test alone"]
+    looked_at = made("test alone")
     assert "On 1,300 test images, looked at once: accuracy" in words.verdict(looked_at)
     assert "Test accuracy" in [card.label for card in words.cards(looked_at)]
 

@@ -17,6 +17,7 @@ from hpsearch.errors import WaitOrStop
 from hpsearch.search import lease, server
 from hpsearch.search.lease import holders, leased
 from hpsearch.search.store import open_storage
+from tests.support.commands import Command
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ with leased(sys.argv[1], "s"):
 
 
 def test_a_killed_session_of_the_same_machine_is_not_waited_for(url):
-    with subprocess.Popen([sys.executable, "-c", HOLDING, url], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with Command([sys.executable, "-c", HOLDING, url], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline()
         with pytest.raises(WaitOrStop, match=f"process {process.pid},"), leased(url, "s"):
             pass
@@ -217,7 +218,7 @@ with lease.leased(sys.argv[1], "s") as held:
 
 
 def test_a_process_that_was_frozen_and_wakes_after_a_takeover_writes_nothing(postgres, url, short):
-    process = subprocess.Popen([sys.executable, "-c", FROZEN, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = Command([sys.executable, "-c", FROZEN, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     until(lambda: len(storage_names(url)) > 3)
     process.send_signal(signal.SIGSTOP)

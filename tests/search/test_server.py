@@ -23,6 +23,7 @@ from hpsearch.search.store import Writer, open_storage, opened, same_database
 from hpsearch.spec import parse_spec
 from hpsearch.types import Notice, Outcome, Status, TrialEnded
 from tests.session import MUTANTS
+from tests.support.commands import Command
 from tests.test_orchestrator import session
 from tests.waiting import Memory, until
 
@@ -60,6 +61,7 @@ MAKING = """
 import sys
 from hpsearch.search.lease import leased
 from hpsearch.search.store import open_storage
+print("ready", flush=True)
 sys.stdin.readline()
 with leased(sys.argv[1], sys.argv[2]):
     open_storage(sys.argv[1], create=True).get_all_studies()
@@ -68,9 +70,9 @@ with leased(sys.argv[1], sys.argv[2]):
 
 def test_four_hosts_make_the_tables_of_one_database_at_once(postgres):
     url = postgres.database()
-    how = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    hosts = [subprocess.Popen([sys.executable, "-c", MAKING, url, f"s{i}"], **how) for i in range(4)]
-    time.sleep(3)  # they load
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    hosts = [Command([sys.executable, "-c", MAKING, url, f"s{i}"], **how) for i in range(4)]
+    assert [host.stdout.readline() for host in hosts] == ["ready\n"] * 4
     words = [host.communicate("go\n", timeout=120)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [0] * 4, words
     assert postgres.sql("SELECT count(*) FROM version_info", database=url.rpartition("/")[2]) == ["1"]

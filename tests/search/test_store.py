@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.search import store
 from hpsearch.search.store import Writer, open_storage, shown, sqlite_path, storage_url
+from tests.support.commands import Command
 
 
 def url_of(path):
@@ -201,7 +202,7 @@ storage.create_new_study([StudyDirection.MINIMIZE], name)
 def test_two_processes_that_create_one_storage_at_once_both_succeed(tmp_path):
     command = [sys.executable, "-c", CREATE, str(tmp_path)]
     names = ["one", "two"]
-    processes = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True, env=dict(os.environ)) for name in names]
+    processes = [Command([*command, name], stderr=subprocess.PIPE, text=True, env=dict(os.environ)) for name in names]
     while not all((tmp_path / f"{name}.ready").exists() for name in names) and all(p.poll() is None for p in processes):
         time.sleep(0.02)
     (tmp_path / "go").touch()
@@ -374,7 +375,7 @@ print("made", flush=True)
 
 def maker(folder):
     """A process that has loaded everything and waits to make a storage."""
-    process = subprocess.Popen([sys.executable, "-c", MAKE, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = Command([sys.executable, "-c", MAKE, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 

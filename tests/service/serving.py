@@ -6,26 +6,29 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+from tests.support.commands import HPSEARCH, Command
+
 SHORT = {"trials": 4, "space": {"epochs": 3, "frozen_layers": {"low": 5, "high": 6}}}
 LONG = {"trials": 4, "pruner": "none", "space": {"epochs": 200, "frozen_layers": 0}}
+
+
+TWINS = 12  # studies whose processes are forked; later ones are started as usual
 
 
 class Server:
     """`hpsearch serve` on a free port."""
 
-    def __init__(self, folder, *options, port=0, environment=None):
+    def __init__(self, folder, *options, port=0, environment=None, twins=TWINS):
         command = [HPSEARCH, "serve", "--port", str(port), "--no-tracking", *options]
         self.folder = folder
         self.log = (folder / "serve.log").open("a+")
         begun = self.log.tell()
-        self.process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=self.log, env=os.environ | (environment or {}), start_new_session=True
-        )
+        environment = os.environ | (environment or {})
+        how = {"stdout": subprocess.DEVNULL, "stderr": self.log, "env": environment, "start_new_session": True}
+        self.process = Command(command, cwd=folder, twins=twins, **how)
         give_up = time.monotonic() + 90
         while not (found := re.search(r"hpsearch on (http://(\S+):(\d+))", (folder / "serve.log").read_text()[begun:])):
             assert self.process.poll() is None, (folder / "serve.log").read_text()[begun:]

@@ -4,16 +4,16 @@ import http.client
 import io
 import json
 import re
-import subprocess
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from serving import HPSEARCH, LONG, SHORT
+from serving import LONG, SHORT
 
 from hpsearch import Client
 from hpsearch.errors import ChooseAnotherName, FixInput, FixSetup, NotFound, WaitOrStop
+from tests.support.commands import HPSEARCH, run_command
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_the_loops_own_time_is_measured(server, long):
 
 def test_a_study_of_the_command_line_is_shown_and_not_steered(server, done):
     command = [HPSEARCH, "run", "--trials", "2", "--no-tracking", "--name", "by-hand", "--set", "space.epochs=2"]
-    subprocess.run(command, cwd=server.folder, check=True, capture_output=True)
+    run_command(command, cwd=server.folder, check=True)
     until(lambda: server.study("by-hand")["ended"] == 2)
     assert server.study("by-hand")["state"] == "stored"
     assert any(row["study"] == "by-hand" for row in server.ask("GET", "/api/studies")[1]["studies"])
@@ -323,7 +323,7 @@ def test_the_client_has_the_same_verbs_and_errors(server, done, tmp_path):
 
 def test_the_command_line_on_a_server(server, done, tmp_path):
     def command(*arguments):
-        return subprocess.run([HPSEARCH, "--server", server.address, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return run_command([HPSEARCH, "--server", server.address, *arguments], cwd=tmp_path)
 
     ran = command("run", "--name", "by-cli", "--trials", "3", "--set", "space.epochs=2")
     assert ran.returncode == 0, ran.stderr

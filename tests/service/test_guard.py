@@ -2,23 +2,23 @@
 
 import http.client
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from serving import HPSEARCH, SHORT, Server
+from serving import SHORT, Server
 
 from hpsearch.errors import FixInput
 from hpsearch.service.guard import host_name, make_guard
 from hpsearch.spec import parse_spec
+from tests.support.commands import HPSEARCH, run_command
 
 TOKEN = "a-token-of-many-characters"
 
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    """A server with a token."""
-    made = Server(tmp_path_factory.mktemp("locked"), environment={"HPSEARCH_TOKEN": TOKEN})
+    """A server with a token; the environment of what it starts is looked at, so that is not forked."""
+    made = Server(tmp_path_factory.mktemp("locked"), environment={"HPSEARCH_TOKEN": TOKEN}, twins=0)
     yield made
     made.end_all()
 
@@ -117,7 +117,7 @@ def test_others_are_let_in_with_a_token_only(host, tmp_path):
 def test_the_command_refuses_to_listen_without_one(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"}
     command = [HPSEARCH, "serve", "--host", "0.0.0.0", "--port", "0"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = run_command(command, cwd=tmp_path, env=environment, timeout=60)
     assert (done.returncode, "HPSEARCH_TOKEN" in done.stderr) == (2, True)
 
 

@@ -1,15 +1,13 @@
 """Links into MLflow's page, and what GPUs tell, against the programs themselves or what they print."""
 
-import subprocess
-
 import pytest
 from mlflow import MlflowClient
-from serving import HPSEARCH
 
 from hpsearch.errors import NotFound
 from hpsearch.machine import GpuLoad, gpu_loads
 from hpsearch.service.mlflow_links import page_of
 from tests.mlflow_server import Server
+from tests.support.commands import HPSEARCH, run_command
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +15,7 @@ def mirrored(tmp_path_factory):
     """A folder in which a study was mirrored."""
     folder = tmp_path_factory.mktemp("mirrored")
     command = [HPSEARCH, "run", "--trials", "2", "--name", "one", "--set", "space.epochs=2"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    run_command(command, cwd=folder, check=True)
     return folder
 
 

@@ -3,10 +3,8 @@
 import json
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import one_of
-from schemathesis import GenerationMode
 from serving import SHORT, Server
 
 
@@ -23,6 +21,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def schema(server):
+    import schemathesis  # takes three seconds, in every test process that collects this file
+
     document = json.loads(server.raw("GET", "/api/openapi.json")[2])
     assert document["openapi"].startswith("3.1")
     for path in list(document["paths"]):  # these run commands of many seconds; tests/service/test_api.py has them
@@ -37,6 +37,8 @@ FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None, 
 
 
 def test_no_request_is_the_servers_fault(schema):
+    from schemathesis import GenerationMode
+
     seen = {}
     for found in schema.get_all_operations():
         operation = found.ok()

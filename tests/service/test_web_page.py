@@ -1,24 +1,15 @@
-"""The page as a person uses it, in headless Chromium: a study from the form to its report. Screenshots stay in tests/screenshots/."""
-
-import time
-from pathlib import Path
+"""The page as a person uses it, in headless Chromium: a study from the form to its report."""
 
 import pytest
 
-from tests.browser import BROWSER, Browser
-
-SHOTS = Path(__file__).parents[1] / "screenshots"
-
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium: `apt-get install chromium` (or Google Chrome) lets these tests look at the page"
-)
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def watched(server, tmp_path_factory):
+def watched(server, browser):
     """A study started from the form, watched, one trial of it stopped, all by hand; what was seen on the way."""
     seen = {}
-    with Browser(tmp_path_factory.mktemp("profile")) as page:
+    with browser.page() as page:
         page.go(f"{server.address}/studies/new")
         page.type("#f-name", "flowers")
         page.type("#f-trials", "3")
@@ -42,7 +33,7 @@ def watched(server, tmp_path_factory):
         )
         seen["live"] = page.js("document.querySelector('#now').innerText")
         page.until("document.querySelector('[data-draw=curves] .scatterlayer .trace')")
-        page.shot(SHOTS / "service-live-1280-light.png")
+        page.shot("service-live-1280-light")
         page.until("document.querySelector('#trials form button')")
         seen["stopped"] = page.js("Number(document.querySelector('#trials form').action.match(/trials.(\\d+)/)[1])")
         page.click("#trials form button")
@@ -78,8 +69,8 @@ def test_nothing_was_wrong_and_no_other_host_was_asked(server, watched):
     assert watched["hosts"] == {f"127.0.0.1:{server.port}"}
 
 
-def test_the_report_opens_and_can_do_nothing_here(server, watched, tmp_path):
-    with Browser(tmp_path / "profile") as page:
+def test_the_report_opens_and_can_do_nothing_here(server, watched, browser):
+    with browser.page() as page:
         page.go(f"{server.address}/studies/flowers")
         address = page.js("[...document.querySelectorAll('.actions a')].find((a) => a.innerText === 'Report').href")
         page.go(address)
@@ -90,8 +81,8 @@ def test_the_report_opens_and_can_do_nothing_here(server, watched, tmp_path):
         assert blocked == "refused"
 
 
-def test_the_table_sorts_and_filters(server, watched, tmp_path):
-    with Browser(tmp_path / "profile") as page:
+def test_the_table_sorts_and_filters(server, watched, browser):
+    with browser.page() as page:
         page.go(f"{server.address}/studies/flowers")
         page.js("document.querySelector('#trials thead button').focus()")
         page.press("Enter")
@@ -105,9 +96,9 @@ def test_the_table_sorts_and_filters(server, watched, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def raced(server, watched, tmp_path_factory):
+def raced(server, watched, browser):
     """A comparison of samplers that was started from the form, and watched."""
-    with Browser(tmp_path_factory.mktemp("profile")) as page:
+    with browser.page() as page:
         page.go(f"{server.address}/studies/new")
         page.type("#f-name", "race")
         page.type("#f-trials", "3")
@@ -137,16 +128,14 @@ def test_a_comparison_from_the_form_to_its_end(server, raced):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_at_desktop_and_phone_width(server, watched, raced, tmp_path, width, dark):
+def test_every_page_at_desktop_and_phone_width(server, watched, raced, browser, width, dark):
     best = server.study("flowers")["best"]["number"]
     pages = {"list": "/", "study": "/studies/flowers", "new": "/studies/new", "trial": f"/studies/flowers/trials/{best}"}
     pages |= {"compare": "/compare?study=flowers&study=race", "contest": "/studies/race", "nothing": "/studies/nope"}
-    with Browser(tmp_path / "profile", width, 900, dark) as page:
+    with browser.page(width, dark=dark) as page:
         for name, path in pages.items():
             page.go(server.address + path)
-            if page.js("document.querySelectorAll('.plot').length"):
-                page.until("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
-            time.sleep(0.3)
+            page.await_plots()
             assert page.js("document.documentElement.scrollWidth") <= width, name
             assert page.js("document.documentElement.lang") == "en"
             assert page.js(
@@ -154,17 +143,17 @@ def test_every_page_at_desktop_and_phone_width(server, watched, raced, tmp_path,
             ), name
             colour = page.js("getComputedStyle(document.body).backgroundColor")
             assert colour == ("rgb(15, 19, 25)" if dark else "rgb(244, 246, 249)")
-            page.shot(SHOTS / f"service-{name}-{width}-{'dark' if dark else 'light'}.png")
+            page.shot(f"service-{name}-{width}-{'dark' if dark else 'light'}")
             if name != "nothing":  # whose status is told on the console
                 assert page.console == [], name
             page.console.clear()
 
 
-def test_hostile_names_and_values_do_nothing(server, tmp_path):
+def test_hostile_names_and_values_do_nothing(server, browser):
     evil = "<img src=x onerror=alert(1)>"
     status, _ = server.ask("POST", "/api/studies", {"study": {"name": "evil", "trials": 1}, "share": evil})
     assert status == 422
-    with Browser(tmp_path / "profile") as page:
+    with browser.page() as page:
         page.go(f"{server.address}/studies/{evil.replace('<', '%3C').replace('>', '%3E').replace(' ', '%20')}")
         assert "onerror" in page.js("document.body.innerText")
         assert page.js("document.querySelectorAll('img').length") == 0
@@ -178,19 +167,18 @@ def test_hostile_names_and_values_do_nothing(server, tmp_path):
         assert page.js("document.querySelector('#f-name').value") == evil
 
 
-def test_it_works_without_scripts(server, watched, tmp_path):
-    with Browser(tmp_path / "profile") as page:
+def test_it_works_without_scripts(server, watched, browser):
+    with browser.page() as page:
         page.call("Emulation.setScriptExecutionDisabled", value=True)
-        page.call("Page.navigate", url=f"{server.address}/studies/flowers")
-        time.sleep(1.0)
+        page.go(f"{server.address}/studies/flowers")
         page.call("Emulation.setScriptExecutionDisabled", value=False)
         assert page.js("document.querySelectorAll('#trials tbody tr').length") == 3
         assert page.js("document.querySelectorAll('.actions form').length") >= 1
 
 
-def test_a_study_is_paused_and_cancelled_from_its_page(server, watched, tmp_path):
+def test_a_study_is_paused_and_cancelled_from_its_page(server, watched, browser):
     server.submit("paused", {"trials": 3, "pruner": "none", "space": {"epochs": 300, "frozen_layers": 5}})
-    with Browser(tmp_path / "profile") as page:
+    with browser.page() as page:
         page.go(f"{server.address}/studies/paused")
         page.until("document.querySelector('.is-running')")
         page.until("document.querySelector('#now progress')")

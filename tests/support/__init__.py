@@ -1,0 +1,1 @@
+"""What tests stand on: processes that start at once, servers that are shared, fakes and samples."""
