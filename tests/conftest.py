@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from tests.support.browser import BROWSER, Browser
 from tests.support.browser import MISSING as MISSING_BROWSER
-from tests.support.commands import SHARED, Command, fork_what_multiprocessing_spawns, run_command, shared_folder
+from tests.support.commands import SHARED, Command, fork_what_multiprocessing_spawns, run_command, shared_folder, start_server
 
 sys.dont_write_bytecode = False
 os.environ["HPSEARCH_CACHE"] = tempfile.mkdtemp(prefix="hpsearch-cache-")
@@ -54,8 +54,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("process")
 
 
-def pytest_collection_finish():
-    """Takes what the libraries and tests have made so far out of the garbage collector's rounds: two million objects."""
+def pytest_collection_finish(session):
+    """Has the server of commands load while the first tests run; spares the garbage collector what was made so far: two million objects."""
+    needed = any(item.get_closest_marker("process") for item in session.items)
+    if needed and not session.config.option.collectonly and os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        start_server()
     gc.collect()
     gc.freeze()
 
@@ -136,9 +139,9 @@ def new_store(empty_mlflow):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here():
-    """A Ray of four processors in this process; started when a test first asks for it."""
+    """A Ray of four processors in this process, for the tests of a file: idle, it would use a tenth of a core."""
     import ray
 
     ray.init("local", num_cpus=4, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="error")

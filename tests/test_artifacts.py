@@ -50,6 +50,7 @@ def hpsearch(folder, *arguments):
     return run_command(command, cwd=folder)
 
 
+@pytest.mark.process
 def test_a_study_leaves_its_copy_and_a_bad_place_ends_it_before_it_begins(tmp_path):
     options = ("run", "--trials", "2", "--workers", "1", "--no-tracking", "--name", "s")
     done = hpsearch(tmp_path, *options, "--set", "artifacts=nothing://x")

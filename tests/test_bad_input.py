@@ -14,6 +14,9 @@ from hpsearch.resources import PACKAGE
 from tests.bad_input import CASES, fill, png
 from tests.support.commands import HPSEARCH, run_command
 
+pytestmark = pytest.mark.process
+
+
 KEPT = {"lock", "holder", "data-check.json", "split.npz"}  # in the folder of a study whose data was looked at
 
 

@@ -27,7 +27,8 @@ def threads():
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    """Arms start in milliseconds; a person starts them cold."""
+    """Arms start in milliseconds, and are over before their memory would be looked at; a person starts them cold."""
+    monkeypatch.setattr(arms, "EVERY", 0.02)
     monkeypatch.setattr(arms, "subprocess", SimpleNamespace(Popen=Command, TimeoutExpired=subprocess.TimeoutExpired, run=subprocess.run))
 
 
@@ -65,6 +66,7 @@ def test_winners_are_scored_on_the_test_split(tmp_path):
     assert all(0.5 < score["test_accuracy"] <= 1 and math.isfinite(score["test_loss"]) for score in judged["scores"])
 
 
+@pytest.mark.process
 def test_a_folder_of_rendered_digits_is_read_alike_by_hand_and_by_hpsearch(tmp_path):
     shufflenet = {"model": "shufflenet_v2_x0_5", "blocks": 3, "per_class": {"train": 4, "val": 2, "test": 2}}
     setting = replay.ready(tasks.rendered(32, tmp_path / "glyphs-32", **shufflenet), tmp_path)
@@ -140,6 +142,7 @@ def test_simulated_workers_take_as_long_as_the_orchestrator_is_busy(sampler, pru
     assert found["storage_mb"] > 0
 
 
+@pytest.mark.process
 def test_sleeping_workers_and_ray_train_the_same_epochs():
     pytest.importorskip("ray", reason="Ray Tune is compared with where it is installed: pip install 'ray[tune]'")
     for kind in ("processes", "ray"):

@@ -16,6 +16,8 @@ from hpsearch.search.store import open_storage, storage_url
 from hpsearch.spec import parse_spec
 from tests.support.commands import HPSEARCH, run_command
 
+pytestmark = pytest.mark.process
+
 
 def hpsearch(*arguments):
     """Exit code and everything printed, in a real process."""

@@ -12,6 +12,9 @@ from hpsearch.types import point_key
 from tests.test_docs import ROOT, blocks
 from tests.test_main_job import hpsearch, interrupted
 
+pytestmark = pytest.mark.process
+
+
 SMALL = ["--trials", "6", "--repeats", "2", "--initial", "3", "--set", "space.epochs=2", "--set", "space.frozen_layers.low=5"]
 ASKED = ["compare", "--samplers", "random,tpe", *SMALL, "--workers", "1", "--name", "duel"]
 STUDIES = ["duel-random-r1", "duel-random-r2", "duel-tpe-r1", "duel-tpe-r2"]

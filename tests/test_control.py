@@ -199,6 +199,7 @@ def command(folder, *arguments):
     return run_command([HPSEARCH, *arguments], cwd=folder, timeout=120)
 
 
+@pytest.mark.process
 def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
     run = [HPSEARCH, "run", "--trials", "3", "--no-tracking", "--workers", "1", "--name", "one", "--set", "space.epochs=60"]
     run += ["--set", "pruner=none"]
@@ -224,6 +225,7 @@ def test_a_study_that_a_command_runs_is_steered_by_others(tmp_path):
     assert stored["trials"][0]["status"] == "PRUNED"
 
 
+@pytest.mark.process
 def test_a_comparison_is_paused_and_a_trial_of_its_studies_stopped(tmp_path):
     run = [HPSEARCH, "compare", "--samplers", "random,tpe", "--repeats", "1", "--trials", "3", "--initial", "2", "--name", "duel"]
     run += ["--no-tracking", "--workers", "1", "--pruner", "none", "--set", "space.epochs=60"]

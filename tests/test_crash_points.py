@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.session import MUTANTS
-from tests.storm import Toll, begin, complete, examine, grid, prepare
+from tests.storm import Toll, begin, complete, examine, grid, ledgered, prepare
 from tests.support.commands import Command, run_command
 from tests.test_main_job import hpsearch
+from tests.waiting import until
+
+pytestmark = pytest.mark.process
+
 
 PACKAGE = Path(__file__).parents[1] / "hpsearch"
 POINTS = {
@@ -137,8 +141,14 @@ def test_half_a_result_is_never_where_it_is_read(tmp_path, without):
 
 
 def test_without_the_lock_a_second_orchestrator_is_noticed(place):
-    both = [begin(place, SMALL | {"sleep": 0.1, "mlflow": False}, without="lock") for _ in range(2)]
-    assert [session.wait(timeout=120) for session in both] != [0, 0]
+    asked = SMALL | {"sleep": 2.0, "mlflow": False}  # longer than the second waits for workers that it takes for orphans: 25 s
+    first = begin(place, asked, without="lock")
+    until(lambda: ledgered(place))
+    second = begin(place, asked, without="lock")
+    until(lambda: first.poll() or second.poll())
+    for session in (first, second):
+        session.kill()
+        session.wait()
     words = (place / "log").read_text()
     assert "is being run by" not in words, "the lock is the first to notice"
     assert "still worked on by process" in words or "were expected" in words

@@ -39,6 +39,7 @@ def test_a_network_file_system_is_recognised(path, kind):
     assert network_type(Path(path), MOUNTS) == kind
 
 
+@pytest.mark.process
 def test_only_what_dead_processes_left_is_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -100,6 +100,7 @@ def seats(executor):
     return [m.facts.values["visible"] for m in sorted(started(executor), key=lambda m: m.worker) if m.facts]
 
 
+@pytest.mark.process
 def test_each_worker_sees_its_device_and_its_successor_the_same(four):
     with closing(ProcessExecutor(KernelRef("tests.kernels:curves", {"faults": {0: "kill"}}), crew((1, 2), "auto", 1, cores=4))) as executor:
         assert seats(executor) == ["5", "GPU-6a"]
@@ -137,12 +138,14 @@ def hpsearch(folder, *arguments, **environment):
     return run_command([HPSEARCH, *arguments], cwd=folder, env=os.environ | environment)
 
 
+@pytest.mark.process
 def test_devices_that_are_not_there_or_cannot_be_used_are_refused_before_anything_is_made(tmp_path):
     done = hpsearch(tmp_path, "run", "--devices", "0,1", "--trials", "200", **{VISIBLE: ""})
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
     assert "no device 0, 1: there is no GPU here" in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the GPU can be used")
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu_unasked(tmp_path):
     done = hpsearch(tmp_path, "run", "--devices", "0", "--trials", "1", "--no-tracking", **{VISIBLE: "0"})

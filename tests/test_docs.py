@@ -38,8 +38,9 @@ def commands(page, text=None):
 README = ROOT / "README.md"
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README.read_text(), re.M | re.S))
 MAIN_JOB = "hpsearch run --sampler tpe --trials 50"
-SMALLER = {  # the same with fewer trials; `make run`, which CI runs, has all of them
-    r"--trials (\d+)": lambda found: f"--trials {min(4, int(found[1]))}",
+SMALLER = {  # the same with less to train; `make run`, which CI runs, trains all of it
+    r"^hpsearch (run|compare)(?!.*space\.epochs)": lambda found: f"{found[0]} --set space.epochs=2",
+    r"--trials (\d+)": lambda found: f"--trials {min(5, int(found[1]))}",
     r"--initial (\d+)": lambda found: "--initial 2",
     r"--confirm \d+x\d+": lambda found: "--confirm 1x2",
     r"epochs=8": lambda found: "epochs=4",
@@ -72,6 +73,7 @@ def after_make_run(tmp_path_factory):
     return home
 
 
+@pytest.mark.process
 def test_make_run_is_the_main_job_and_both_commands_are_targets():
     for target in ("run", "test"):
         assert f"make {target} " in SECTIONS["Two commands"]
@@ -81,18 +83,23 @@ def test_make_run_is_the_main_job_and_both_commands_are_targets():
         assert runs == ([MAIN_JOB] if target == "run" else [])
 
 
-RUN = {name: [line for line in commands(README, text) if not line.startswith((*ELSEWHERE, "source "))] for name, text in SECTIONS.items()}
+BLOCKS = {
+    f"{name}, {number}": [line for line in commands(README, f"```sh\n{block}```") if not line.startswith((*ELSEWHERE, "source ", "make "))]
+    for name, text in SECTIONS.items()
+    for number, block in enumerate(blocks(README, "sh", text), 1)
+}
 
 
-@pytest.mark.parametrize("section", [name for name, lines in RUN.items() if lines and name != "Two commands"])
-def test_every_command_of_a_section_of_the_readme_runs_in_its_order(section, after_make_run):
+@pytest.mark.process
+@pytest.mark.parametrize("block", [name for name, lines in BLOCKS.items() if lines])
+def test_every_command_of_a_block_of_the_readme_runs_in_its_order(block, after_make_run):
     here = after_make_run
-    for line in RUN[section]:
+    for line in BLOCKS[block]:
         if line.startswith("cd "):
             here = here / line.removeprefix("cd ")
         else:
             run_line(line, here, after_make_run)
-    if section == "Is it true?":
+    if "--confirm" in " ".join(BLOCKS[block]):
         again = run_line(MAIN_JOB, here, after_make_run)
         assert "the search" in again
         assert "Confirmed on 2 fresh seeds" in again, "a session that asks for nothing does not undo what was proven"
@@ -110,6 +117,7 @@ def test_every_shipped_study_is_a_study_for_its_model(path):
     assert frozen["high"] == len(describe(spec.model))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.name)
 def test_every_shipped_study_runs_one_trial_or_says_what_it_could_not_download(path, tmp_path):
     hpsearch = str(Path(sys.executable).parent / "hpsearch")
@@ -176,6 +184,7 @@ def test_the_study_file_page_names_every_key():
             assert all(f"`{inner}`" in text for inner in value if inner != "name")
 
 
+@pytest.mark.process
 def test_a_built_wheel_runs_the_default_elsewhere(tmp_path):
     wheel = tmp_path / "wheel"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

@@ -140,6 +140,7 @@ def test_what_is_fixed_is_gone_everything_else_is_there_and_the_study_goes_on(ki
     assert {t["status"] for t in after} <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.process
 def test_a_study_that_is_being_run_is_left_alone(tmp_path):
     runs = tmp_path / "hpsearch-runs" / "s"
     process = Command([HPSEARCH, "run", "--trials", "3", "--no-tracking", *SLOW], cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -159,6 +160,7 @@ def test_a_study_that_is_being_run_is_left_alone(tmp_path):
     assert not (runs / "holder").exists()
 
 
+@pytest.mark.process
 def test_an_empty_folder_is_well(tmp_path):
     found = examined(tmp_path, code=0)
     assert {f["level"] for f in found} == {"ok"}
@@ -225,6 +227,7 @@ def test_a_full_disk_and_a_network_file_system_are_told(tmp_path, monkeypatch):
     assert doctor.place_finding("folder", tmp_path, "").level == "problem"
 
 
+@pytest.mark.process
 def test_a_worker_that_outlived_its_orchestrator_is_found_and_ended(tmp_path):
     folder = tmp_path / "hpsearch-runs" / "s"
     folder.mkdir(parents=True)

@@ -29,6 +29,9 @@ from tests.squares import SQUARES
 from tests.support.commands import HPSEARCH
 from tests.test_main_job import hpsearch
 
+pytestmark = pytest.mark.process
+
+
 ROOT = Path(__file__).parent.parent
 FP32 = 1e-4  # of the loss [nats]: other batches, other order of sums
 QUICK = ["--no-tracking", "--set", "precision=fp32", "--set", "space.epochs=2"]

@@ -259,6 +259,7 @@ def test_the_reader_of_imports_sees_those_inside_functions_and_for_types():
     assert ("hpsearch.search.store", False, False) in found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("argument", ["import hpsearch.cli", "import hpsearch.cli; hpsearch.cli.main(['--help'], standalone_mode=False)"])
 def test_the_command_line_loads_nothing_heavy(argument):
     heavy = {*OWNERS, "numpy", "markupsafe", "multiprocessing"} - {"click"}

@@ -24,6 +24,9 @@ from tests.storm import ours
 from tests.support.commands import Command
 from tests.waiting import until
 
+pytestmark = pytest.mark.process
+
+
 ROOT = Path(__file__).parents[1]
 SESSION = [sys.executable, "-m", "tests.session"]
 

@@ -19,6 +19,9 @@ from mlflow import MlflowClient
 
 from tests.support.commands import HPSEARCH, Command, run_command
 
+pytestmark = pytest.mark.process
+
+
 QUICK = ["--set", "space.epochs=2", "--set", "space.frozen_layers.low=5"]
 
 

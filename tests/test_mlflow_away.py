@@ -132,6 +132,7 @@ def test_a_server_that_fails_for_a_while_lacks_nothing_at_the_end(tmp_path, new_
         server.kill()
 
 
+@pytest.mark.process
 def test_credentials_that_are_refused_are_not_tried_again_at_the_end(tmp_path):
     refusing, _, uri = front(broken=401)
     listener = Memory()

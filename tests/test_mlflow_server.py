@@ -148,6 +148,7 @@ def test_a_server_that_hangs_in_the_middle_blocks_nothing(server, tmp_path, impa
     assert 0 < tracker.behind <= len(events) - 12
 
 
+@pytest.mark.process
 def test_a_broken_server_is_told_with_what_is_missing_and_without_credentials(tmp_path, impatient):
     broken, _, _ = front()
     try:

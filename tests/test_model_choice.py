@@ -173,6 +173,7 @@ def done(tmp_path_factory):
     return folder, results
 
 
+@pytest.mark.process
 def test_a_grid_over_models_is_complete_after_a_resume(done):
     folder, (first, second) = done
     assert f"{SMALL} (343,842 parameters), {OWN} (122 parameters) on pictures: " in first.stdout
@@ -197,6 +198,7 @@ def test_every_page_and_store_names_the_models(done):
     assert {run.data.params["model"] for run in runs} == {SMALL, OWN}
 
 
+@pytest.mark.process
 def test_the_best_is_exported_and_predicts(done, tmp_path):
     folder, _ = done
     best = json.loads(hpsearch(folder, "best", "study-grid", "--json").stdout)
@@ -211,6 +213,7 @@ def test_the_best_is_exported_and_predicts(done, tmp_path):
     assert "light" in said.stdout
 
 
+@pytest.mark.process
 def test_other_models_are_another_study(done):
     folder, _ = done
     other = hpsearch(
@@ -221,6 +224,7 @@ def test_other_models_are_another_study(done):
     assert "--name" in other.stderr
 
 
+@pytest.mark.process
 def test_a_misspelt_model_is_found_before_anything_is_made(tmp_path):
     write_pictures(tmp_path / "pictures", 2)
     result = hpsearch(tmp_path, "run", "--data", "pictures", "--set", "space.model=[resnet18, resnet19]")

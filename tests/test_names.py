@@ -174,6 +174,7 @@ def test_no_hostile_name_is_found_in_a_storage(studies):
     storage.engine.dispose()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["show", "best", "report", "test", "sync"])
 def test_bytes_that_are_no_text_are_a_name_like_others_in_a_real_process(studies, command):
     done = run_command([HPSEARCH, command, b"\xff\xfe/../x"], text=False)

@@ -18,6 +18,9 @@ from hpsearch.search.store import opened
 from tests.test_docs import ROOT, blocks
 from tests.test_main_job import hpsearch, interrupted
 
+pytestmark = pytest.mark.process
+
+
 QUICK = ["--trials", "6", "--workers", "1", "--set", "space.epochs=3", "--set", "space.frozen_layers.low=4", "--seed", "2"]
 PAGE = [line.split(" #")[0].split() for line in "\n".join(blocks(ROOT / "docs" / "proof.md", "sh")).splitlines() if line]
 NAME = "proven"  # what the page calls it

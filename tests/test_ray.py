@@ -22,6 +22,9 @@ from tests.support.commands import HPSEARCH, run_command
 from tests.test_lost import begin, finish, ledger, whole
 from tests.waiting import until
 
+pytestmark = pytest.mark.process
+
+
 STORE = 100 * 2**20
 QUICK = {"initial_delay_ms": 0, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 3}  # to notice that a machine is lost
 

@@ -20,6 +20,9 @@ from tests.squares import SQUARES
 from tests.support.commands import HPSEARCH, Command
 from tests.test_main_job import hpsearch
 
+pytestmark = pytest.mark.process
+
+
 QUICK = ["--set", "space.epochs=2", "--set", "space.frozen_layers={low: 15, high: all}"]
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 

@@ -11,6 +11,9 @@ from hpsearch.types import Status
 from tests.test_docs import ROOT, blocks
 from tests.test_main_job import hpsearch
 
+pytestmark = pytest.mark.process
+
+
 RUN = ("run", "--trials", "5", "--confirm", "1x2", "--set", "space.epochs=3", "--name", "small", "--no-tracking", "--workers", "1")
 
 

@@ -70,6 +70,7 @@ def cut_off(folder, command, line, number):
     process.stdout.close()
 
 
+@pytest.mark.process
 def test_trials_that_were_interrupted_and_went_on_come_out_as_if_trained_in_one_piece(tmp_path):
     long = ("--no-tracking", "--workers", "1", "--set", "space.epochs=60", "--set", "space.frozen_layers=0", "--pruner", "none")
     command = ("run", "--name", "long", "--trials", "3", *long)
@@ -83,6 +84,7 @@ def test_trials_that_were_interrupted_and_went_on_come_out_as_if_trained_in_one_
         assert (found["verdict"], found["exact"], len(found["replayed"])) == (EQUAL, True, 60)
 
 
+@pytest.mark.process
 def test_trials_of_every_fate_come_out_the_same_to_the_last_bit_and_nothing_is_written(done):
     folder, trials = done
     before = everything(folder)
@@ -98,6 +100,7 @@ def test_trials_of_every_fate_come_out_the_same_to_the_last_bit_and_nothing_is_w
     assert everything(folder) == before
 
 
+@pytest.mark.process
 def test_a_run_beside_the_search_is_replayed_by_its_name(done):
     folder, _ = done
     name = f"confirm-{json.loads(hpsearch(folder, 'best', 's', '--json').stdout)['number']:04d}-seed-1"
@@ -109,6 +112,7 @@ def test_a_run_beside_the_search_is_replayed_by_its_name(done):
     assert "its trials are 0 to 9" in hpsearch(folder, "replay", "s", "10", code=2).stderr
 
 
+@pytest.mark.process
 def test_a_curve_that_was_tampered_with_is_found(done, tmp_path):
     folder, trials = done
     shutil.copytree(folder, tmp_path / "copy")
@@ -121,6 +125,7 @@ def test_a_curve_that_was_tampered_with_is_found(done, tmp_path):
     assert "Different from epoch 3 on" in told.stdout
 
 
+@pytest.mark.process
 def test_under_other_libraries_exactness_is_not_promised_and_a_tolerance_holds(done, tmp_path):
     folder, trials = done
     shutil.copytree(folder, tmp_path / "copy")
@@ -139,6 +144,7 @@ def test_under_other_libraries_exactness_is_not_promised_and_a_tolerance_holds(d
     assert verified(tmp_path / "copy", "s", row["number"], code=3)["verdict"] == DIFFERENT
 
 
+@pytest.mark.process
 def test_a_trial_that_diverged_diverges_again(tmp_path):
     hot = ("--set", "space.learning_rate=1000", "--set", "space.frozen_layers=0", "--set", "recipe.optimizer=sgd")
     hpsearch(tmp_path, "run", "--name", "hot", "--trials", "1", *QUICK, *hot, code=1)
@@ -148,6 +154,7 @@ def test_a_trial_that_diverged_diverges_again(tmp_path):
     assert verified(tmp_path, "hot", 0, code=3)["verdict"] == DIFFERENT
 
 
+@pytest.mark.process
 def test_other_images_are_refused_with_the_difference(tmp_path):
     make_folder(tmp_path / "photos", {"cat": 24, "dog": 24})
     hpsearch(tmp_path, "run", "--name", "own", "--data", "photos", "--model", "glyphnet", "--trials", "1", *QUICK)
@@ -160,6 +167,7 @@ def test_other_images_are_refused_with_the_difference(tmp_path):
     assert not [path for path in (tmp_path / "hpsearch-runs" / "own").iterdir() if path.suffix == ".tmp"]
 
 
+@pytest.mark.process
 def test_an_interrupted_replay_leaves_nothing(done, tmp_path):
     folder, _ = done
     before = everything(folder)

@@ -46,6 +46,7 @@ def test_no_global_random_state_is_touched():
     assert random.getstate() == before
 
 
+@pytest.mark.process
 def test_a_seed_is_the_same_in_a_process_with_another_hash_seed():
     code = "from hpsearch.seeds import seed_for; print(seed_for(0, 0, 'sampler'))"
     out = subprocess.run(

@@ -8,6 +8,9 @@ import pytest
 
 from tests.support.commands import HPSEARCH
 
+pytestmark = pytest.mark.process
+
+
 ASKED = ["run", "--sampler", "random", "--trials", "500", "--workers", "1", "--set", "space.epochs=1", "--set", "space.frozen_layers=6"]
 MIB = 2**20
 

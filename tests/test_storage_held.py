@@ -19,6 +19,9 @@ from tests.support.commands import Command
 from tests.test_orchestrator import session, stored
 from tests.waiting import Memory
 
+pytestmark = pytest.mark.process
+
+
 LOCK = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], timeout=30)

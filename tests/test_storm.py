@@ -1,6 +1,10 @@
 """A storm of thirty kills, of orchestrator, workers and MLflow's process, as `make chaos` has it in large."""
 
+import pytest
+
 from tests.storm import prepare, storm
+
+pytestmark = pytest.mark.process
 
 
 def test_thirty_kills_lose_nothing(tmp_path):

@@ -208,6 +208,7 @@ print("MiB above idle:", most() - idle)
 """
 
 
+@pytest.mark.process
 def test_bombs_are_refused_by_their_header_in_little_memory(tmp_path):
     (tmp_path / "sound.png").write_bytes(small("PNG"))
     for name, content in BOMBS.items():
@@ -236,6 +237,7 @@ def leaks(folder):
     return [str(path) for path in folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["flags", "environment"])
 def test_passwords_reach_no_output_and_no_file(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
@@ -285,6 +287,7 @@ def test_a_password_in_a_tracking_address_is_never_shown(tmp_path, monkeypatch, 
 OWN = "from pathlib import Path\nPath('imported').touch()\n"
 
 
+@pytest.mark.process
 def test_code_beside_the_data_runs_only_when_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
@@ -299,6 +302,7 @@ def test_code_beside_the_data_runs_only_when_it_is_named(tmp_path, monkeypatch):
     assert (tmp_path / "imported").exists()
 
 
+@pytest.mark.process
 def test_the_users_own_code_is_recorded_with_the_study():
     resolved = parse_spec({"data": "own.sets:images", "model": "nets:small", "name": "x"}).resolved()
     assert (resolved["data"], resolved["model"]) == ("own.sets:images", "nets:small")

@@ -191,6 +191,7 @@ if __name__ == "__main__":
         time.sleep(0.2)
 
 
+@pytest.mark.process
 def test_a_dead_server_neither_blocks_nor_breaks_and_is_reported(tmp_path):
     tracker = MlflowTracker("http://127.0.0.1:9", tmp_path)
     for event in study_events():
@@ -200,6 +201,7 @@ def test_a_dead_server_neither_blocks_nor_breaks_and_is_reported(tmp_path):
     assert "Traceback" in (tmp_path / "tracking.log").read_text()
 
 
+@pytest.mark.process
 def test_a_killed_mirror_is_reported(tmp_path):
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
     tracker.process.kill()
@@ -255,6 +257,7 @@ print("well")
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("what", "number"), [("kill", os.environ.get("HPSEARCH_TEST_KILLS", "12")), ("at once", "8")])
 def test_stores_are_made_as_a_whole_or_not_at_all(tmp_path, what, number):
     done = run_command([sys.executable, "-c", MAKE, str(tmp_path), what, number])
@@ -290,6 +293,7 @@ def test_a_store_that_mlflow_cannot_write_is_refused_with_the_remedy(tmp_path, u
         tracking_uri(uri, tmp_path)
 
 
+@pytest.mark.process
 def test_the_default_store_is_mlflows_own(tmp_path, monkeypatch):
     assert tracking_uri(None, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri("sqlite:///other.db", tmp_path) == f"sqlite:///{tmp_path}/other.db"

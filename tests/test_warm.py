@@ -431,6 +431,7 @@ def test_a_bad_head_start_ends_with_its_remedy_and_creates_nothing(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_both_from_the_command_line_on_the_embedded_data(tmp_path):
     done = hpsearch(tmp_path, "run", "--trials", "6", "--portfolio", "--no-tracking", *QUICK)
     assert done.returncode == 0, done.stderr

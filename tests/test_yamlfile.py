@@ -245,6 +245,7 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, message):
         read_yaml(tmp_path / name)
 
 
+@pytest.mark.process
 def test_bytes_are_refused():
     with pytest.raises(FixInput, match="'!!binary' is not allowed"):
         parse_yaml("space: {batch_size: !!binary gA==}", "here")

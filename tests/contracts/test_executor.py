@@ -75,6 +75,7 @@ def run(executor, trials, verdict=lambda p: False):
     return outcomes
 
 
+@pytest.mark.process
 def test_no_worker_is_free_before_it_is_ready(kind):
     executor = make(kind)
     try:

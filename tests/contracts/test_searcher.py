@@ -214,6 +214,7 @@ def test_an_interrupted_study_of_conditions_goes_on_as_it_would_have(folder, sam
     assert [replace(timeless(r), attempt=1) for r in found] == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_conditions_do_not_stop_a_sampler_from_learning(folder, sampler):
     """The default recipe uses momentum, later trials do not: to Optuna the common space shrinks, and CMA-ES would give up."""
@@ -241,6 +242,7 @@ def test_a_grid_under_conditions_gives_each_configuration_once(folder):
         check_conditions(record.params, spec.parameters())
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_importance_counts_conditional_parameters(folder):
     s = searcher(folder, study("random", space=CRAFT))
@@ -253,6 +255,7 @@ def test_importance_counts_conditional_parameters(folder):
 # ---------------------------------------------------------------- the recipe
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_what_the_recipe_fixes_of_the_core_is_in_every_trial_and_read_back(folder):
     space = {name: value for name, value in SMALL.items() if name not in ("epochs", "dropout")} | {"batch_size": [8]}
@@ -281,6 +284,7 @@ def test_a_study_from_before_there_was_a_recipe_goes_on_and_one_of_another_recip
     assert read_study(storage, "s").spec["recipe"]["optimizer"] == "adamw"
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_cma_es_continues_too(folder):
     # Apart, because it needs complete trials before it models and keeps its state in the trials' attributes.
@@ -295,6 +299,7 @@ def test_cma_es_continues_too(folder):
     assert found == expected
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_the_grid_gives_each_point_once_then_nothing(folder):
     spec = study("grid", trials=1000)
@@ -310,6 +315,7 @@ def test_the_grid_gives_each_point_once_then_nothing(folder):
     assert grid_size(spec.parameters()) - len(grid) in (0, 1)  # 1 when the default recipe is a grid point
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_grid_points_open_at_once_are_never_repeated_across_a_restart(folder):
     first = searcher(folder, study("grid", trials=1000))
@@ -376,6 +382,7 @@ def test_pruning_goes_by_the_loss_in_either_direction(folder, pruner):
         assert {status for status, _ in fates[0]} == {Status.PRUNED, Status.COMPLETE}
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_an_objective_of_which_more_is_better_is_maximised_and_read_back(folder):
     s = searcher(folder, study("tpe", "median", objective="accuracy"))
@@ -431,6 +438,7 @@ def test_optunas_own_tools_read_the_file(folder):
         assert trial.params.keys() == {"learning_rate", "epochs", "dropout", "frozen_layers"}
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_interrupted_trials_do_not_pretend_to_run(folder):
     s = searcher(folder, study())
@@ -440,6 +448,7 @@ def test_interrupted_trials_do_not_pretend_to_run(folder):
     assert {t.state for t in loaded.trials} == {optuna.trial.TrialState.WAITING}
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(folder):
     s = searcher(folder, study())
@@ -474,6 +483,7 @@ def test_a_study_of_the_same_name_that_differs_is_refused_and_left_as_it_was(fol
     assert read_study(open_storage(url(folder)), "s") == before
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_budget_timeout_and_workers_may_change_between_sessions(folder):
     s = searcher(folder, study(trials=2))
@@ -484,6 +494,7 @@ def test_budget_timeout_and_workers_may_change_between_sessions(folder):
     again.close()
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_facts_are_kept_with_the_study(folder):
     s = searcher(folder, study())
@@ -530,6 +541,7 @@ def test_importance_counts_what_the_pruner_stopped(folder):
     assert dict(shares)["learning_rate"] > max(0.9, alone["learning_rate"])
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_nothing_claims_to_run_when_a_session_ends_not_even_what_was_lost_and_not_handed_out_again(folder):
     s = searcher(folder, study("random"))
@@ -541,6 +553,7 @@ def test_nothing_claims_to_run_when_a_session_ends_not_even_what_was_lost_and_no
     assert states == dict.fromkeys(range(3), "WAITING")
 
 
+@pytest.mark.process
 @ANYWHERE
 def test_a_trial_asked_again_is_the_same_trial(folder):
     s = searcher(folder, study("tpe"))

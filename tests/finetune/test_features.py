@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from hpsearch.finetune import data
@@ -53,6 +54,7 @@ def test_a_file_twice_as_large_as_memory_is_opened_and_read(tmp_path):
     assert found.train.pixels(torch.tensor([0, images // 2, images - 3])).shape == (3, 3, 224, 224)
 
 
+@pytest.mark.process
 def test_reading_all_images_takes_no_memory_of_the_process(tmp_path):
     path = index(tmp_path, 2562)  # 386 MB of pixels, 1.5 GB as floats
     done = subprocess.run(

@@ -177,6 +177,7 @@ def test_a_batch_that_does_not_fit_is_halved(digits, monkeypatch):
 # ---------------------------------------------------------------- the value
 
 
+@pytest.mark.process
 def test_a_verdict_crosses_walls_without_torch(digits):
     config, tuned, frozen = digits
     said = []

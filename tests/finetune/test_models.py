@@ -194,6 +194,7 @@ def test_good_names_pass(model, weights):
     names.check_names(model, weights)
 
 
+@pytest.mark.process
 def test_names_load_nothing_heavy_and_the_embedded_model_no_torchvision():
     code = "import sys, hpsearch.finetune.names; assert not {'torch', 'numpy'} & set(sys.modules)\n"
     code += "from hpsearch.finetune import models; models.build('glyphnet', 10, 'DEFAULT', 0)\n"

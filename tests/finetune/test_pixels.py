@@ -306,6 +306,7 @@ def test_entries_are_listed_by_use_and_cleared_one_by_one(pets, cache, decoded):
     assert decode_all(open_source(str(pets)), small, cache).fresh
 
 
+@pytest.mark.process
 def test_a_cache_that_may_not_be_written_is_not_cleared_and_says_so(pets):
     with tempfile.TemporaryDirectory() as name:  # beside pytest's own folder, which only its owner may enter
         root = Path(name) / "cache"
@@ -420,6 +421,7 @@ def start(pets, cache, begun, go):
     return Command(arguments, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_nothing_that_stays(pets, cache, tmp_path):
     begun, go = tmp_path / "begun", tmp_path / "go"
     with start(pets, cache, begun, go) as process:
@@ -436,6 +438,7 @@ def test_a_killed_process_leaves_nothing_that_stays(pets, cache, tmp_path):
     assert done.rows.tolist() == [*range(12)]
 
 
+@pytest.mark.process
 def test_two_processes_at_once_decode_once(pets, cache, tmp_path):
     begun, go = tmp_path / "begun", tmp_path / "go"
     with start(pets, cache, begun, go) as first:
@@ -473,6 +476,7 @@ def tiny_disk(tmp_path, monkeypatch):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.process
 def test_a_disk_that_fills_up_meanwhile(pets, tiny_disk, monkeypatch):
     monkeypatch.setattr(shelf, "SPARE", -(10**9))  # as if there had been room at the start
     with pytest.raises(FixSetup, match="HPSEARCH_CACHE"):
@@ -481,6 +485,7 @@ def test_a_disk_that_fills_up_meanwhile(pets, tiny_disk, monkeypatch):
     assert decode_all(open_source(str(pets)), RGB, tiny_disk).fresh
 
 
+@pytest.mark.process
 def test_a_cache_that_may_only_be_read_is_used_all_the_same(pets, tiny_disk):
     assert decode_all(open_source(str(pets)), RGB, tiny_disk).fresh
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)

@@ -48,6 +48,7 @@ def test_default_weights_come_from_torchvision_s_cache(folder, source, monkeypat
         assert re.fullmatch(rf"weights: 280 of 280 tensors from .*{re.escape(FILE)}, the head is new", built.matched.text())
 
 
+@pytest.mark.process
 def test_without_a_network_the_error_says_what_to_bring_where(folder):
     code = f"from hpsearch.finetune import models\nmodels.build('{MODEL}', 5, 'DEFAULT', 0, say=print)"
     proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("https", "http")}

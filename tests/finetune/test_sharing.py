@@ -103,6 +103,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.process
 def test_the_claim_of_a_process_that_is_killed_goes_with_it(device):
     with Command([sys.executable, "-c", HOLDER, str(device.folder)], stdout=subprocess.PIPE, text=True) as other:
         try:

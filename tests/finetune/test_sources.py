@@ -132,6 +132,7 @@ def test_folders_that_will_not_do(folder):
     refused("half", "half/train has 1 image and no class folders")
 
 
+@pytest.mark.process
 def test_a_folder_that_may_not_be_read():
     with tempfile.TemporaryDirectory() as name:  # beside pytest's own folder, which only its owner may enter
         folder = make_folder(Path(name), {"cat": 1, "dog": 1})

@@ -40,6 +40,7 @@ def test_the_table_agrees_with_the_installed_torchvision(name):
     assert None in SETS[name] or "train" in SETS[name]
 
 
+@pytest.mark.process
 def test_the_names_are_known_without_torchvision():
     code = (
         "import sys; from hpsearch.finetune import pixels, torchvision_sets as t; "
@@ -224,6 +225,7 @@ def test_without_files_or_network_the_error_says_how_to_bring_them(tmp_path, no_
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.process
 def test_the_line_that_the_error_gives_is_one_that_python_runs(tmp_path, no_network):
     with pytest.raises(FixSetup) as caught:
         open_source("STL10", tmp_path)

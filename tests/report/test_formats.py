@@ -109,6 +109,7 @@ def test_a_page_without_tables_or_figures_says_so(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- images
 
 
+@pytest.mark.process
 @drawing
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     study = STUDIES["proven"]
@@ -123,12 +124,14 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
         assert colours(path) > 40, path.name
 
 
+@pytest.mark.process
 @drawing
 def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     (path,) = [p for p in formats.write_images(HOSTILE_STUDY, tmp_path, "study") if p.stem == "importance"]
     assert colours(path) > 40
 
 
+@pytest.mark.process
 @drawing
 def test_a_study_of_failures_alone_is_drawn(tmp_path: Path) -> None:
     assert all(colours(path) > 5 for path in formats.write_images(STUDIES["failed only"], tmp_path, "study"))
@@ -146,6 +149,7 @@ def test_without_a_browser_the_remedy_is_named(tmp_path: Path, monkeypatch: pyte
         formats.write_images(lifelike(5), tmp_path / "images", "study")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -239,6 +243,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.process
 def test_the_documented_commands_write_what_is_documented(work: Path) -> None:
     own = work / "hpsearch-runs" / "digits-tpe"
     assert "One trial" in (own / "trial-3.html").read_text()
@@ -257,6 +262,7 @@ def test_the_documented_commands_write_what_is_documented(work: Path) -> None:
         assert {path.name for path in (work / "mine").iterdir()} == {"history.png", "importance.png", "slices.png"}
 
 
+@pytest.mark.process
 def test_json_output_names_the_files(work: Path) -> None:
     done = run(work, "hpsearch", "report", "--format", "csv", "--trial", "0", "--json")
     files = [Path(name) for name in json.loads(done.stdout)["reports"]]
@@ -314,6 +320,7 @@ def test_the_pdf_has_the_figures(work: Path) -> None:
     assert (work / "study.pdf").stat().st_size > 100_000
 
 
+@pytest.mark.process
 def test_the_study_file_of_a_trial_runs(work: Path) -> None:
     text = (work / "hpsearch-runs" / "digits-tpe" / "trial-3.html").read_text()
     found = re.search(r"<pre># trial 3 of.*?</pre>", text, re.S)

@@ -12,6 +12,8 @@ from hpsearch.search.catalog import study_names
 from hpsearch.search.queue import LOSSES, QUEUE, Queue
 from hpsearch.search.store import open_storage, opened
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):

@@ -12,6 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search import rows
 
+pytestmark = pytest.mark.process
+
+
 DISTRIBUTIONS = {
     "lr": FloatDistribution(1e-5, 1, log=True),
     "batch": CategoricalDistribution((8, 16, 32)),

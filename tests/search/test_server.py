@@ -150,6 +150,7 @@ main(["list", "--storage", "postgresql+psycopg://u:secret@h/d"])
 """
 
 
+@pytest.mark.process
 def test_a_driver_that_is_not_installed_is_named_with_the_command_that_installs_it():
     done = subprocess.run([sys.executable, "-c", NOT_INSTALLED], capture_output=True, text=True)
     assert done.returncode == 1

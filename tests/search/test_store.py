@@ -199,6 +199,7 @@ storage.create_new_study([StudyDirection.MINIMIZE], name)
 """
 
 
+@pytest.mark.process
 def test_two_processes_that_create_one_storage_at_once_both_succeed(tmp_path):
     command = [sys.executable, "-c", CREATE, str(tmp_path)]
     names = ["one", "two"]
@@ -383,6 +384,7 @@ def maker(folder):
 KILLS = int(os.environ.get("HPSEARCH_TEST_KILLS", "12"))
 
 
+@pytest.mark.process
 def test_a_kill_at_any_moment_of_the_first_start_leaves_a_usable_storage_or_none(tmp_path):
     (tmp_path / "whole").mkdir()
     whole = maker(tmp_path / "whole")
@@ -404,6 +406,7 @@ def test_a_kill_at_any_moment_of_the_first_start_leaves_a_usable_storage_or_none
         assert {p.name for p in folder.iterdir()} <= {"hpsearch.db", "hpsearch.db.lock", "hpsearch.db-wal", "hpsearch.db-shm"}
 
 
+@pytest.mark.process
 def test_eight_processes_that_open_a_new_storage_at_once_all_live(tmp_path):
     makers = [maker(tmp_path) for _ in range(8)]
     for process in makers:

@@ -65,6 +65,7 @@ def events(server, name, headers=None, after=0):
         connection.close()
 
 
+@pytest.mark.process
 def test_a_study_is_submitted_and_runs_to_its_end(server, done):
     assert done["ended"] == done["trials"] == 4
     assert done["note"] == "budget"
@@ -279,6 +280,7 @@ def test_the_loops_own_time_is_measured(server, long):
     until(lambda: f'hpsearch_orchestration_seconds{{study="{long}"}}' in server.ask("GET", "/api/metrics")[1])
 
 
+@pytest.mark.process
 def test_a_study_of_the_command_line_is_shown_and_not_steered(server, done):
     command = [HPSEARCH, "run", "--trials", "2", "--no-tracking", "--name", "by-hand", "--set", "space.epochs=2"]
     run_command(command, cwd=server.folder, check=True)
@@ -321,6 +323,7 @@ def test_the_client_has_the_same_verbs_and_errors(server, done, tmp_path):
         Client("http://127.0.0.1:9").list()
 
 
+@pytest.mark.process
 def test_the_command_line_on_a_server(server, done, tmp_path):
     def command(*arguments):
         return run_command([HPSEARCH, "--server", server.address, *arguments], cwd=tmp_path)
@@ -350,6 +353,7 @@ def test_the_command_line_on_a_server(server, done, tmp_path):
     assert command("run", "--sampler", "tqe").returncode == 2
 
 
+@pytest.mark.process
 def test_the_notebook_runs(server, done, tmp_path, monkeypatch, capsys):
     notebook = json.loads((Path(__file__).parents[2] / "docs" / "client.ipynb").read_text())
     monkeypatch.setenv("HPSEARCH_SERVER", server.address)

@@ -26,6 +26,7 @@ def locked(tmp_path_factory):
 # ---------------------------------------------------------------- other pages
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("host", ["evil.com", "evil.com:8470", "localhost.evil.com", "127.0.0.1.evil.com", "", "[::2]"])
 @pytest.mark.parametrize("path", ["/", "/api/studies", "/api/health"])
 def test_a_name_that_is_not_the_servers_is_refused(server, host, path):
@@ -114,6 +115,7 @@ def test_others_are_let_in_with_a_token_only(host, tmp_path):
     make_guard(host, TOKEN, (), (), False, tmp_path)
 
 
+@pytest.mark.process
 def test_the_command_refuses_to_listen_without_one(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"}
     command = [HPSEARCH, "serve", "--host", "0.0.0.0", "--port", "0"]
@@ -121,6 +123,7 @@ def test_the_command_refuses_to_listen_without_one(tmp_path):
     assert (done.returncode, "HPSEARCH_TOKEN" in done.stderr) == (2, True)
 
 
+@pytest.mark.process
 def test_without_the_token_nothing_is_answered_but_health(locked):
     for path in ("/api/studies", "/api/openapi.json", "/api/metrics", "/static/app.js", "/parts/studies"):
         status, headers, _ = locked.raw("GET", path)
@@ -146,6 +149,7 @@ def test_a_browser_signs_in_and_keeps_no_token(locked):
     assert locked.raw("GET", "/", headers={"cookie": value + "0"})[0] == 401
 
 
+@pytest.mark.process
 def test_secrets_are_in_no_log_and_in_no_study(locked):
     bearer = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
     locked.raw("GET", f"/api/studies?token={TOKEN}", headers=bearer)
@@ -160,6 +164,7 @@ def test_secrets_are_in_no_log_and_in_no_study(locked):
     locked.ask("POST", "/api/studies/secret/cancel", None, bearer)
 
 
+@pytest.mark.process
 def test_a_token_out_of_a_file(tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
     made = Server(tmp_path, "--token-file", "token")
@@ -263,6 +268,7 @@ def test_hostile_studies_end_with_an_answer(server):
     assert server.ask("POST", "/api/studies", {"study": {}}, {"idempotency-key": "a" * 300})[0] == 422
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("host", "name"), [("a:1", "a"), ("[::1]:2", "::1"), ("A", "a"), ("::1", "::1"), ("", "")])
 def test_names_out_of_hosts(host, name):
     assert host_name(host) == name

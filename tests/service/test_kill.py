@@ -12,6 +12,9 @@ from serving import LONG, SHORT, Server
 from hpsearch.journal import read_events
 from hpsearch.search.queue import Queue
 
+pytestmark = pytest.mark.process
+
+
 SMALL = {"trials": 3, "pruner": "none", "space": {"epochs": 4, "frozen_layers": 5}}
 
 

@@ -9,6 +9,8 @@ from hpsearch.service.mlflow_links import page_of
 from tests.mlflow_server import Server
 from tests.support.commands import HPSEARCH, run_command
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory):

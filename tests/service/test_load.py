@@ -8,6 +8,8 @@ from serving import Server
 
 from benchmarks.serve_load import load
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def server(tmp_path):

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import one_of
 from serving import SHORT, Server
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):

@@ -22,6 +22,7 @@ from tests.support.fork_server import INSTANT, TWINS, heritage, send
 
 ROOT = Path(__file__).parents[2]
 HPSEARCH = str(Path(sys.executable).parent / "hpsearch")
+BEGINNING = dict(os.environ)  # before any test has changed it
 SHARED = "HPSEARCH_TESTS"  # environment variable: a folder that all test processes of a run share, and after a ":" whose it is
 
 
@@ -31,23 +32,30 @@ def shared_folder() -> tuple[Path, int]:
     return Path(folder), int(owner)
 
 
-def server_socket() -> str:
-    """The socket of the server that all test processes of a run share, which is started by the first that asks."""
+def start_server() -> Path:
+    """Starts the server that all test processes of a run share, if nobody has; its socket, which is there once it has loaded."""
     folder, owner = shared_folder()
     path = folder / "fork-server"
-    if not path.exists():
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                command = [sys.executable, "-m", "tests.support.fork_server", str(path), str(owner)]
-                environment = os.environ | {"MLFLOW_LOGGING_LEVEL": "WARNING"}  # read at import; the mirror sets it before
-                with open(f"{path}.log", "wb") as log:
-                    server = subprocess.Popen(
-                        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
-                    )
-                server._child_created = False  # type: ignore[attr-defined]  # it outlives this process
-                while not path.exists():
-                    assert server.poll() is None, Path(f"{path}.log").read_text()
-                    time.sleep(0.02)
+    with FileLock(f"{path}.lock"):
+        if not Path(f"{path}.log").exists():
+            environment = BEGINNING | {"MLFLOW_LOGGING_LEVEL": "WARNING"}  # read at import; the mirror sets it before
+            command = [sys.executable, "-m", "tests.support.fork_server", str(path), str(owner)]
+            with open(f"{path}.log", "wb") as log:
+                how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+                server = subprocess.Popen(command, cwd=ROOT, env=environment, **how)
+            server._child_created = False  # type: ignore[attr-defined]  # it outlives this process
+    return path
+
+
+def server_socket() -> str:
+    """The socket of the server, once it listens."""
+    path = start_server()
+    give_up = time.monotonic() + 120
+    while not path.exists():
+        said = Path(f"{path}.log").read_text()
+        assert "Error" not in said, said
+        assert time.monotonic() < give_up, said
+        time.sleep(0.02)
     return str(path)
 
 

@@ -156,11 +156,23 @@ def start(asked: dict[str, object], descriptors: list[int], connection: socket.s
         connection.sendall(INSTANT.pack(number))
         return number
     signal.set_wakeup_fd(-1)
-    if asked["new_session"]:
-        os.setsid()
-    settle(dict(zip(asked["descriptors"], descriptors, strict=True)), asked)  # type: ignore[call-overload]
-    offer_twins(int(asked["twins"]))  # type: ignore[call-overload]
-    os._exit(run_to_end(asked))
+    become(asked, descriptors)
+    return 0  # never
+
+
+def become(asked: dict[str, object], descriptors: list[int]) -> None:
+    """Turns this process into the one that is asked for; ends with it."""
+    code = 1
+    try:
+        if asked["new_session"]:
+            os.setsid()
+        settle(dict(zip(asked["descriptors"], descriptors, strict=True)), asked)  # type: ignore[call-overload]
+        offer_twins(int(asked["twins"]))  # type: ignore[call-overload]
+        code = run_to_end(asked)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def settle(descriptors: dict[int, int], asked: dict[str, object], signals: bool = True) -> None:
@@ -189,7 +201,8 @@ def settle(descriptors: dict[int, int], asked: dict[str, object], signals: bool 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty())  # type: ignore[union-attr]
     mark = [f"{MARK}={os.environ[MARK]}"] if MARK in os.environ else []
-    setproctitle.setproctitle(" ".join([*map(str, asked["arguments"]), *mark]))  # type: ignore[call-overload]
+    title = " ".join([*map(str, asked["arguments"]), *mark])  # type: ignore[call-overload]
+    setproctitle.setproctitle(title.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def heritage() -> dict[str, list[int]]:
@@ -215,14 +228,9 @@ class Twin:
         asked = receive(theirs)
         if asked is None:
             os._exit(0)
-        message, descriptors = asked
-        if message["new_session"]:
-            os.setsid()
-        settle(dict(zip(message["descriptors"], descriptors, strict=True)), message)  # type: ignore[call-overload]
-        offer_twins(int(message["twins"]))  # type: ignore[call-overload]
-        os._exit(run_to_end(message))
+        become(*asked)
 
-    def become(self, arguments: list[str], descriptors: dict[int, int], **more: object) -> int:
+    def start(self, arguments: list[str], descriptors: dict[int, int], **more: object) -> int:
         """Has the child be the interpreter that these arguments start, with these descriptors; its number."""
         message = {"arguments": arguments, "descriptors": list(descriptors), "cwd": os.getcwd(), "env": dict(os.environ), "twins": 0}
         send(self.ours, message | {"new_session": False} | heritage() | more, list(descriptors.values()))
@@ -239,7 +247,7 @@ def offer_twins(count: int) -> None:
         words = [os.fsdecode(word) for word in arguments]
         if not twins or any("resource_tracker" in word for word in words):
             return int(spawn(path, arguments, passed))
-        return twins.pop(0).become(words, {number: number for number in (0, 1, 2, *passed)})
+        return twins.pop(0).start(words, {number: number for number in (0, 1, 2, *passed)})
 
     def fork_exec(arguments, executables, close, keep, cwd, env, *more):  # type: ignore[no-untyped-def]
         words = [os.fsdecode(word) for word in arguments]
@@ -251,7 +259,7 @@ def offer_twins(count: int) -> None:
             changes["cwd"] = os.fsdecode(cwd)
         if env is not None:
             changes["env"] = dict(os.fsdecode(entry).split("=", 1) for entry in env)
-        return twins.pop(0).become(words, descriptors, **changes)
+        return twins.pop(0).start(words, descriptors, **changes)
 
     multiprocessing.util.spawnv_passfds = spawnv_passfds
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
@@ -307,6 +315,7 @@ def run_to_end(asked: dict[str, object]) -> int:
 def main() -> None:
     """Listens until its owner has ended."""
     path, owner = sys.argv[1], int(sys.argv[2])
+    setproctitle.setproctitle(f"fork server of the tests {path}")  # it finds its place only as long as the environment is untouched
     load_libraries()
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")} - {"jemalloc_bg_thd"}  # it knows about forks
     assert len(threads) == 1, f"a library has started threads, which would be missing in every fork: {threads}"
