@@ -151,7 +151,7 @@ def ray_here():
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """A browser for all tests of a process; `browser.page()` is a page in a profile of its own."""
+    """A browser for all tests of a process."""
     if BROWSER is None:
         pytest.skip(MISSING_BROWSER)
     with closing(Browser(tmp_path_factory.mktemp("profile"))) as started:

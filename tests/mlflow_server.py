@@ -4,12 +4,13 @@ import http.server
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 
 import requests
+
+from tests.support.commands import Command
 
 
 class Server:
@@ -28,7 +29,7 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "kept"), "--host", "127.0.0.1"]
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self.process = Command(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
         give_up = time.monotonic() + 120
         while True:
             try:

@@ -195,7 +195,7 @@ def test_a_study_is_the_same_on_ray_as_in_a_process_without_shared_files(cluster
     """Images and weights of the user's own, on machines with empty caches; where what is asked next hangs on nobody's speed."""
     for kind in ("process", "ray"):
         run_command([HPSEARCH, "example", kind], cwd=tmp_path, check=True)
-    options = ("folder", "--name", "s", "--trials", "5", *search, "--no-tracking", "--set", "space.epochs={low: 2, high: 6}")
+    options = ("folder", "--name", "s", "--trials", "4", *search, "--no-tracking", "--set", "space.epochs={low: 2, high: 4}")
     run(tmp_path / "process", *options, "--workers", "1")
     caches = [tmp_path / f"cache-{machine}" for machine in range(machines)]
     for cache in caches:

@@ -72,7 +72,7 @@ def cut_off(folder, command, line, number):
 
 @pytest.mark.process
 def test_trials_that_were_interrupted_and_went_on_come_out_as_if_trained_in_one_piece(tmp_path):
-    long = ("--no-tracking", "--workers", "1", "--set", "space.epochs=60", "--set", "space.frozen_layers=0", "--pruner", "none")
+    long = ("--no-tracking", "--workers", "1", "--set", "space.epochs=24", "--set", "space.frozen_layers=0", "--pruner", "none")
     command = ("run", "--name", "long", "--trials", "3", *long)
     cut_off(tmp_path, command, "[1/3]", signal.SIGINT)
     cut_off(tmp_path, command, "[2/3]", signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_trials_that_were_interrupted_and_went_on_come_out_as_if_trained_in_one_
     assert [t["attempt"] for t in trials] == [1, 2, 2]
     for number in (1, 2):
         found = verified(tmp_path, "long", number)
-        assert (found["verdict"], found["exact"], len(found["replayed"])) == (EQUAL, True, 60)
+        assert (found["verdict"], found["exact"], len(found["replayed"])) == (EQUAL, True, 24)
 
 
 @pytest.mark.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,29 @@ PROBE = """(() => {
 })()"""
 
 
-def look(browser: Browser, page: Path, width: int, dark: bool = False, shot: str = "") -> dict[str, Any]:
-    """Opens the page `width` pixels wide; what was seen there. Fails on any console message."""
-    opened = browser.file(page, width, dark)
-    opened.await_plots()
-    if shot:
-        opened.shot(shot)
-    seen: dict[str, Any] = opened.js(PROBE)
-    assert opened.console == []
+View = tuple[int, str]
+EVERY_VIEW: tuple[View, ...] = ((1280, "light"), (1280, "dark"), (390, "dark"), (390, "light"))
+
+
+def looks(browser: Browser, page: Path, *views: View, shot: str = "") -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Opens the page as the first view says and then changes width and colours; what was seen in each. Fails on any console message."""
+    opened = None
+    for width, mode in views:
+        if opened is None:
+            opened = browser.file(page, width, mode == "dark")
+            opened.await_plots()
+        else:
+            opened.turn(width, mode == "dark")
+        if shot:
+            opened.shot(f"{shot}-{width}-{mode}")
+        seen: dict[str, Any] = opened.js(PROBE)
+        assert opened.console == []
+        yield width, mode, seen
+
+
+def look(browser: Browser, page: Path, width: int, mode: str = "light", shot: str = "") -> dict[str, Any]:
+    """Opens the page; what was seen there."""
+    ((_, _, seen),) = looks(browser, page, (width, mode), shot=shot)
     return seen
 
 
@@ -95,34 +111,32 @@ def test_console_messages_are_heard(tmp_path: Path, browser: Browser) -> None:
     assert any("ReferenceError" in line for line in opened.console)
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_at_desktop_and_phone_width(width: int, mode: str, tmp_path: Path, browser: Browser) -> None:
+@pytest.mark.parametrize("views", [EVERY_VIEW, EVERY_VIEW[2:]], ids=["opened wide", "opened on a phone in the dark"])
+def test_the_page_at_desktop_and_phone_width(views: tuple[View, ...], tmp_path: Path, browser: Browser) -> None:
     page = write_page(lifelike(50), tmp_path / "report.html")
-    seen = look(browser, page, width, dark=mode == "dark", shot=f"study-{width}-{mode}")
-    check_plots(seen, width)
-    check_sorted(seen)
-    assert {f"plot-{name}" for name in LANDSCAPE} <= set(seen["plots"])
-    assert seen["plots"]["plot-history"]["paper"] == ("rgb(23, 28, 36)" if mode == "dark" else "rgb(255, 255, 255)")
+    for width, mode, seen in looks(browser, page, *views, shot="study"):
+        check_plots(seen, width)
+        check_sorted(seen)
+        assert {f"plot-{name}" for name in LANDSCAPE} <= set(seen["plots"])
+        assert seen["plots"]["plot-history"]["paper"] == ("rgb(23, 28, 36)" if mode == "dark" else "rgb(255, 255, 255)")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_study_of_choices_and_conditions(width: int, tmp_path: Path, browser: Browser) -> None:
+def test_a_study_of_choices_and_conditions(tmp_path: Path, browser: Browser) -> None:
     page = write_page(crafted(50), tmp_path / "report.html")
-    check_plots(look(browser, page, width, shot=f"crafted-{width}"), width)
+    for width, _, seen in looks(browser, page, (390, "light"), (1280, "light"), shot="crafted"):
+        check_plots(seen, width)
 
 
-@pytest.mark.parametrize(("width", "mode"), [(1280, "dark"), (390, "light")])
-def test_a_study_with_rungs_whose_best_trial_lies_on_edges(width: int, mode: str, tmp_path: Path, browser: Browser) -> None:
+def test_a_study_with_rungs_whose_best_trial_lies_on_edges(tmp_path: Path, browser: Browser) -> None:
     best = record(60, losses=(0.9, 0.1), params={"learning_rate": 0.1, "weight_decay": 1e-5})
     trials = [replace(r, status=Status.PAUSED) if r.status is Status.PRUNED and r.number % 5 == 0 else r for r in lifelike(60).records]
     spec = SPEC | {"pruner": {"name": "halving", "warmup": 0.1, "reduction_factor": 2}}
     study = view(*trials, best, spec=spec, importance=(("learning_rate", 0.6), ("weight_decay", 0.4)))
     page = write_page(study, tmp_path / "report.html")
-    seen = look(browser, page, width, dark=mode == "dark", shot=f"study-rungs-{width}-{mode}")
-    check_plots(seen, width)
-    assert seen["plots"]["plot-rungs"]["notes"] == 5  # the start and four rungs
-    assert seen["plots"]["plot-contours"]["notes"] == 1
+    for width, _, seen in looks(browser, page, (1280, "dark"), (390, "light"), shot="study-rungs"):
+        check_plots(seen, width)
+        assert seen["plots"]["plot-rungs"]["notes"] == 5  # the start and four rungs
+        assert seen["plots"]["plot-contours"]["notes"] == 1
 
 
 def test_a_thousand_trials_are_drawn(tmp_path: Path, browser: Browser) -> None:
@@ -155,31 +169,28 @@ def test_hostile_names_do_nothing(tmp_path: Path, browser: Browser) -> None:
     assert seen["plots"]["plot-slices"]["notes"] == 3  # edges
 
 
-@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
-def test_a_study_of_another_objective_with_its_data(width: int, mode: str, tmp_path: Path, browser: Browser) -> None:
+def test_a_study_of_another_objective_with_its_data(tmp_path: Path, browser: Browser) -> None:
     page = write_page(FULL, tmp_path / "report.html")
-    seen = look(browser, page, width, dark=mode == "dark", shot=f"full-{width}-{mode}")
-    check_plots(seen, width)
-    check_sorted(seen)
-    assert "plot-class_counts" in seen["plots"]
-    assert (seen["images"], seen["broken"]) == (2 * 12 + 3, 0)
+    for width, _, seen in looks(browser, page, (390, "dark"), (1280, "light"), shot="full"):
+        check_plots(seen, width)
+        check_sorted(seen)
+        assert "plot-class_counts" in seen["plots"]
+        assert (seen["images"], seen["broken"]) == (2 * 12 + 3, 0)
 
 
-@pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_study_that_proved_something(width: int, mode: str, tmp_path: Path, browser: Browser) -> None:
+def test_a_study_that_proved_something(tmp_path: Path, browser: Browser) -> None:
     page = write_page(shown(opened(stored())), tmp_path / "report.html")
-    seen = look(browser, page, width, dark=mode == "dark", shot=f"proven-{width}-{mode}")
-    check_plots(seen, width)
-    assert {f"plot-{name}" for name in PROVEN} <= set(seen["plots"])
-    assert (seen["images"], seen["broken"]) == (9, 0)
+    for width, _, seen in looks(browser, page, *EVERY_VIEW, shot="proven"):
+        check_plots(seen, width)
+        assert {f"plot-{name}" for name in PROVEN} <= set(seen["plots"])
+        assert (seen["images"], seen["broken"]) == (9, 0)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_proof_on_a_hundred_classes_looked_at_twice(width: int, tmp_path: Path, browser: Browser) -> None:
+def test_a_proof_on_a_hundred_classes_looked_at_twice(tmp_path: Path, browser: Browser) -> None:
     study = stored(tuple(f"class number {i}" for i in range(100)), objective="accuracy", cv="3x5", confirm=None)
     page = write_page(shown(opened(opened(study, trial=1))), tmp_path / "report.html")
-    check_plots(look(browser, page, width, shot=f"proven-hundred-{width}"), width)
+    for width, _, seen in looks(browser, page, (1280, "light"), (390, "light"), shot="proven-hundred"):
+        check_plots(seen, width)
 
 
 def test_a_hostile_proof_does_nothing(tmp_path: Path, browser: Browser) -> None:
@@ -199,18 +210,17 @@ TRIALS = {
 
 
 @pytest.mark.parametrize("name", TRIALS)
-@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
-def test_the_page_of_one_trial(width: int, mode: str, name: str, tmp_path: Path, browser: Browser) -> None:
+def test_the_page_of_one_trial(name: str, tmp_path: Path, browser: Browser) -> None:
     study, number = TRIALS[name]
     page = write_page(replace(study, trial=number), tmp_path / "trial.html", "trial")
-    seen = look(browser, page, width, dark=mode == "dark", shot=f"trial-{name}-{width}-{mode}")
-    assert set(seen["plots"]) == {f"plot-{figure}" for figure in TRIAL_FIGURES}
-    for plot in seen["plots"].values():
-        assert plot["marks"] > 0
-        assert plot["drawn"] == pytest.approx(plot["width"], abs=1)
-        assert plot["links"] == 0
-        assert all(re.fullmatch(r"\d+", tick) for tick in plot["ticks"])
-    assert (seen["wide"], seen["images"]) == (width, 0)
+    for width, _, seen in looks(browser, page, (1280, "light"), (390, "dark"), shot=f"trial-{name}"):
+        assert set(seen["plots"]) == {f"plot-{figure}" for figure in TRIAL_FIGURES}
+        for plot in seen["plots"].values():
+            assert plot["marks"] > 0
+            assert plot["drawn"] == pytest.approx(plot["width"], abs=1)
+            assert plot["links"] == 0
+            assert all(re.fullmatch(r"\d+", tick) for tick in plot["ticks"])
+        assert (seen["wide"], seen["images"]) == (width, 0)
 
 
 def test_print_draws_figures_anew_for_paper_and_light(tmp_path: Path, browser: Browser) -> None:
@@ -236,14 +246,13 @@ def test_print_draws_figures_anew_for_paper_and_light(tmp_path: Path, browser: B
     assert seen["after"] == seen["before"]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_of_a_hundred_classes(width: int, tmp_path: Path, browser: Browser) -> None:
+def test_the_page_of_a_hundred_classes(tmp_path: Path, browser: Browser) -> None:
     report = data_report(tuple(f"class number {i}" for i in range(100)))
-    seen = look(browser, write_data_page(report, tmp_path / "check.html"), width, shot=f"data-{width}")
-    assert seen["wide"] <= width
-    assert seen["broken"] == 0
-    assert len(seen["labels"]) == 100
-    assert seen["plots"]["plot-class_counts"]["marks"] > 0
+    for width, _, seen in looks(browser, write_data_page(report, tmp_path / "check.html"), (1280, "light"), (390, "light"), shot="data"):
+        assert seen["wide"] <= width
+        assert seen["broken"] == 0
+        assert len(seen["labels"]) == 100
+        assert seen["plots"]["plot-class_counts"]["marks"] > 0
 
 
 def test_on_a_phone_thumbnails_stand_two_in_a_row_wide_tables_fade_and_a_refusal_is_red(tmp_path: Path, browser: Browser) -> None:
@@ -266,7 +275,7 @@ def test_on_a_phone_thumbnails_stand_two_in_a_row_wide_tables_fade_and_a_refusal
 
 
 def test_hostile_data_does_nothing(tmp_path: Path, browser: Browser) -> None:
-    seen = look(browser, write_data_page(hostile_data(), tmp_path / "check.html"), 390, shot="data-hostile", dark=True)
+    seen = look(browser, write_data_page(hostile_data(), tmp_path / "check.html"), 390, "dark", shot="data-hostile")
     assert seen["wide"] <= 390
     assert (seen["images"], seen["broken"]) == (3 * 3 * 2, 0)  # three examples with a real thumbnail, in three findings
     assert "<script>alert…" in seen["labels"]

@@ -15,7 +15,7 @@ SHORT = {"trials": 4, "space": {"epochs": 3, "frozen_layers": {"low": 5, "high":
 LONG = {"trials": 4, "pruner": "none", "space": {"epochs": 200, "frozen_layers": 0}}
 
 
-TWINS = 12  # studies whose processes are forked; later ones are started as usual
+TWINS = 24  # studies whose processes are forked; later ones are started as usual
 
 
 class Server:

@@ -1,7 +1,7 @@
 """A real browser driven as a person would: headless Chromium through its debugging pipe (no library, no port).
 
-One browser serves a whole test process (fixture `browser` in tests/conftest.py). A page is opened in a profile of its own, which
-goes with it: `with browser.page(390, dark=True) as page`. Pictures are taken on request only, since they cost more than the page:
+One browser with one page serves a whole test process (fixture `browser` in tests/conftest.py): `with browser.page(390, dark=True)
+as page`. Pictures are taken on request only, since they cost more than the page:
 `make screenshots` sets HPSEARCH_SCREENSHOTS to the folder that keeps them.
 """
 
@@ -68,34 +68,26 @@ class Browser:
                 page.receive(message.get("method"), message.get("params", {}))
         raise AssertionError(f"the browser does not answer {method}")
 
-    def attach(self, **where):
-        """A new page."""
-        target = self.call("Target.createTarget", url="about:blank", **where)["targetId"]
-        page = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
-        self.pages[page.session] = page
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            page.call(f"{domain}.enable")
-        return page
-
     @contextmanager
-    def page(self, width=1280, height=900, dark=False):
-        """A page in a profile of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        page = self.attach(browserContextId=context)
-        try:
-            page.lay_out(width, height, dark)
-            yield page
-        finally:
-            self.call("Target.disposeBrowserContext", browserContextId=context)
-            del self.pages[page.session]
+    def page(self, width=1280, dark=False):
+        """The page, which all tests share: opened once, it has compiled Plotly, and loads a report in a third of the time."""
+        if self.standing is None:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self.standing = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+            self.pages[self.standing.session] = self.standing
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.standing.call(f"{domain}.enable")
+        self.standing.call("Network.clearBrowserCookies")
+        self.standing.lay_out(width, dark)
+        self.standing.go("about:blank")  # nothing more is heard of what was open
+        self.standing.console.clear()
+        yield self.standing
 
     def file(self, path, width=1280, dark=False):
-        """A file, opened in a page that all files share: a third of the time, since the browser has compiled Plotly before."""
-        self.standing = self.standing or self.attach()
-        self.standing.lay_out(width, 900, dark)
-        self.standing.console.clear()
-        self.standing.go(path.as_uri())
-        return self.standing
+        """The page, with a file in it."""
+        with self.page(width, dark) as page:
+            page.go(path.as_uri())
+            return page
 
 
 class Page:
@@ -109,9 +101,18 @@ class Page:
         """Asks the page, and waits for the answer."""
         return self.browser.call(method, self.session, **params)
 
-    def lay_out(self, width, height, dark):
-        """The size of the window, and the colours that its user prefers."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+    def turn(self, width, dark):
+        """Changes the window and the preferred colours while a report is open, and waits until its figures have followed."""
+        self.lay_out(width, dark)
+        paper = "rgb(23, 28, 36)" if dark else "rgb(255, 255, 255)"
+        self.until(
+            "[...document.querySelectorAll('.plot')].every((plot) => { const svg = plot.querySelector('svg.main-svg'); return "
+            f"Math.abs(svg.getBoundingClientRect().width - plot.clientWidth) <= 1 && svg.style.background === '{paper}'; }})"
+        )
+
+    def lay_out(self, width, dark):
+        """The width of the window, and the colours that its user prefers."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
     def receive(self, kind, about):
@@ -139,12 +140,17 @@ class Page:
     def go(self, address):
         """Opens an address, and waits until it is loaded."""
         self.events.clear()
-        self.call("Page.navigate", url=address)
+        loader = self.call("Page.navigate", url=address)["loaderId"]
         give_up = time.monotonic() + 90
-        while not any(kind == "Page.loadEventFired" for kind, _ in self.events):
+        while not self.has_loaded(loader):
             assert time.monotonic() < give_up, f"{address} does not load"
             self.call("Page.getFrameTree")  # events come with answers
             time.sleep(0.02)
+
+    def has_loaded(self, loader):
+        """Whether the document of that loader is there, with all that belongs to it."""
+        kinds = [kind if about.get("frame", {}).get("loaderId") in (None, loader) else "" for kind, about in self.events]
+        return "Page.frameNavigated" in kinds and "Page.loadEventFired" in kinds[kinds.index("Page.frameNavigated") :]
 
     def await_plots(self):
         """Waits until every figure is drawn."""

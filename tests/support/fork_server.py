@@ -251,7 +251,7 @@ def offer_twins(count: int) -> None:
 
     def fork_exec(arguments, executables, close, keep, cwd, env, *more):  # type: ignore[no-untyped-def]
         words = [os.fsdecode(word) for word in arguments]
-        if not twins or words[:2] != [sys.executable, "-m"] or not words[2].startswith("hpsearch."):
+        if not twins or words[:2] != [sys.executable, "-m"] or not words[2].startswith(("hpsearch.", "uvicorn")):
             return execute(arguments, executables, close, keep, cwd, env, *more)
         descriptors = {number: given if given != -1 else number for number, given in ((0, more[0]), (1, more[3]), (2, more[5]))}
         changes = {"new_session": bool(more[9]), "twins": TWINS}
