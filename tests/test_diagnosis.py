@@ -134,6 +134,7 @@ def test_many_twins_are_said_in_few_lines():
     assert lines[-1] == "... and 24 more like these"
 
 
+@pytest.mark.process
 def test_what_a_trial_remarks_comes_before_its_verdict():
     r = replace(record([2.0, 1.0, 0.5], [2.0, 1.0, 0.5]), remark="no gradient: conv1 (of 4 layers)")
     assert diagnose(r).startswith("no gradient: conv1 (of 4 layers); ")

@@ -124,7 +124,9 @@ def test_a_mirror_is_rebuilt_from_the_storage_and_completed_from_a_half(study, t
         metrics = {k: [(step, value) for step, _, value in points] for k, points in run["metrics"].items() if not k.startswith("system/")}
         assert {k: [(step, value) for step, _, value in points] for k, points in again[name]["metrics"].items()} == metrics
         assert [path for path, _ in again[name]["files"]] == [path for path, _ in run["files"]]
-    assert again["trial-0002"]["info"] == lived["trial-0002"]["info"]  # with its original times
+    name, status, stage, start, end = lived["trial-0002"]["info"]
+    assert again["trial-0002"]["info"] == (name, status, stage, again["trial-0002"]["info"][3], end)
+    assert abs(again["trial-0002"]["info"][3] - start) < 1000  # ms; a run that was made while it trained began when it was sent
 
     client = MlflowClient(elsewhere)
     ids = {run["info"][0]: key for key, run in rebuilt.items() if "info" in run}

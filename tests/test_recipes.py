@@ -44,6 +44,7 @@ def test_the_documentation_has_every_setting_with_its_default_and_words(name):
         assert written == str(DEFAULTS[name]["default"]) or float(written) == DEFAULTS[name]["default"] == IMAGE_DEFAULTS[name]["default"]
 
 
+@pytest.mark.process
 def test_the_example_of_the_documentation_is_what_it_says():
     (example,) = re.findall(r"```yaml\n(recipe:.*?)```", PAGE, re.S)
     spec = parse_spec(parse_yaml(example, "the example"))

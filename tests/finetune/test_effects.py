@@ -7,8 +7,14 @@ import torch
 
 from hpsearch.finetune import data as datasets
 from hpsearch.types import Job, Progress, Status, Trial
-from tests.finetune.test_kernel import make, train
+from tests.finetune import test_kernel
+from tests.finetune.test_kernel import train
 from tests.kernels import PARAMS
+
+
+def make(folder, **values):
+    """A kernel with all images to validate on: effects are small."""
+    return test_kernel.make(folder, **{"split": {}, **values})
 
 
 @pytest.fixture(scope="module")

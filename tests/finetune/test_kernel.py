@@ -19,9 +19,12 @@ from hpsearch.spec import parse_spec
 from hpsearch.types import Job, Outcome, Progress, Status, Trial
 from tests.kernels import PARAMS
 
+SPLIT = {"val": 100, "test": 100}  # of the digits; with 401 images to validate on, that is most of what a trial computes
+
 
 def make(folder, memory=None, **values):
     folder.mkdir(exist_ok=True)
+    values.setdefault("split", SPLIT)
     own = {key: values.pop(key) for key in ("precision", "trials_per_device", "augment_views", "state_seconds") if key in values}
     config = parse_spec(values).resolved() | {"folder": str(folder), "threads": 1, "device": "cpu", "memory": memory, "precision": "fp32"}
     return FineTuneKernel(config | own)

@@ -170,16 +170,16 @@ def test_balanced_weights_make_classes_count_the_same():
 
 
 def test_views_are_shared_by_trials_and_fresh_ones_are_not(tmp_path):
-    kernel = make(tmp_path, augment_views=2)
+    kernel = make(tmp_path, augment_views=2, split={})
     params = {"frozen_layers": 4, "epochs": 4, "rotate": 15.0, "dropout": 0.0}
     train(kernel, 0, **params)
     features = kernel.resident().features
     assert sorted(view for k, name, strengths, view in features.kept if strengths) == [0, 1]
     first, second = (features.train(4, (1.0, 0.0, 15.0, 0.0, 0.0), view, 2).read(torch.arange(50)) for view in (0, 1))
     assert not torch.equal(first, second)
-    again = make(tmp_path / "again", augment_views=2).resident().features.train(4, (1.0, 0.0, 15.0, 0.0, 0.0), 2, 2)
+    again = make(tmp_path / "again", augment_views=2, split={}).resident().features.train(4, (1.0, 0.0, 15.0, 0.0, 0.0), 2, 2)
     assert torch.equal(again.read(torch.arange(50)), first), "view 2 of 2 is view 0, whoever computes it"
-    fresh = make(tmp_path / "fresh", augment_views=0)
+    fresh = make(tmp_path / "fresh", augment_views=0, split={})
     assert train(fresh, 0, **params)[-1].status is Status.COMPLETE
     assert not any(strengths for _, _, strengths, _ in fresh.resident().features.kept)
     small = make(tmp_path / "small", memory=features.size(4) * 500)  # the images as they are fit, two views and they do not
