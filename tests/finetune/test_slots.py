@@ -182,7 +182,7 @@ def test_views_are_shared_by_trials_and_fresh_ones_are_not(tmp_path):
     fresh = make(tmp_path / "fresh", augment_views=0, split={})
     assert train(fresh, 0, **params)[-1].status is Status.COMPLETE
     assert not any(strengths for _, _, strengths, _ in fresh.resident().features.kept)
-    small = make(tmp_path / "small", memory=features.size(4) * 500)  # the images as they are fit, two views and they do not
+    small = make(tmp_path / "small", memory=features.size(4) * 500, split={})  # the images as they are fit, two views and they do not
     assert not small.resident().features.train(4, (1.0, 0.0, 15.0, 0.0, 0.0), 0, 8).kept
 
 
