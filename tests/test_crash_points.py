@@ -112,7 +112,7 @@ NOTICED = {
 
 @pytest.mark.parametrize("without", NOTICED)
 def test_without_a_safeguard_the_same_kill_is_noticed(place, without):
-    slow = {"waiting": {"first": 7.5}, "states": {"sleep": 0.3}, "requeue": {"sleep": 0.1, "first": 2.0}}.get(without, {})
+    slow = {"waiting": {"first": 7.5}, "states": {"sleep": 0.3, "first": 1.0}, "requeue": {"sleep": 0.1, "first": 2.0}}.get(without, {})
     try:
         toll = crashed_once(place, NOTICED[without], without, **slow)
     except (AssertionError, subprocess.TimeoutExpired):
