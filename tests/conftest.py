@@ -73,6 +73,12 @@ def pytest_runtest_protocol(item):
         running.clear()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown():
+    """What is ended after a test may belong to others, and may take a process to end."""
+    running.clear()
+
+
 def refuse_processes(owner, name):
     """Has a test fail that starts a process and is not marked so: `make test-fast` would have it, and wait."""
     start = getattr(owner, name)

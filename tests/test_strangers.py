@@ -255,6 +255,7 @@ def test_passwords_reach_no_output_and_no_file(tmp_path, monkeypatch, way):
 LOOKS = [["list"], ["show"], ["report"], ["best"], ["test"], ["export", "-o", "out"], ["sync"], ["compare", "a", "b"], ["run"]]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", LOOKS, ids=" ".join)
 @pytest.mark.parametrize("way", ["flags", "environment"])
 @pytest.mark.parametrize(
