@@ -46,7 +46,7 @@ def elsewhere(request):
 def until(executor, condition, verdict=lambda p: False):
     """Poll, answering with `verdict`, until `condition(messages)` holds; all messages."""
     messages = []
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 180
     while not condition(messages):
         assert time.monotonic() < give_up, messages
         for message in executor.poll(0.2):
