@@ -17,6 +17,9 @@ from tests import waiting as wait
 from tests.kernels import PARAMS
 
 
+pytestmark = pytest.mark.process
+
+
 def make(kind, config=None, workers=2):
     ref = KernelRef("tests.kernels:curves", config or {})
     makers = {
@@ -75,7 +78,6 @@ def run(executor, trials, verdict=lambda p: False):
     return outcomes
 
 
-@pytest.mark.process
 def test_no_worker_is_free_before_it_is_ready(kind):
     executor = make(kind)
     try:
