@@ -16,7 +16,6 @@ from hpsearch.types import Job, Outcome, Progress, Status, Trial
 from tests import waiting as wait
 from tests.kernels import PARAMS
 
-
 pytestmark = pytest.mark.process
 
 
