@@ -92,6 +92,10 @@ BLOCKS = {
 }
 
 
+def test_the_readme_has_commands_to_run():
+    assert sum(map(len, BLOCKS.values())) >= 13
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("block", [name for name, lines in BLOCKS.items() if lines])
 def test_every_command_of_a_block_of_the_readme_runs_in_its_order(block, after_make_run):

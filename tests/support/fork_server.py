@@ -64,8 +64,6 @@ def load_libraries() -> None:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             if not name.endswith(("__main__", ".standalone", ".served", ".preload", ".actor")):
                 importlib.import_module(name)
-    for name in ("executors.preload",):
-        sys.modules.pop(f"hpsearch.{name}", None)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, object], list[int]] | None:
