@@ -58,8 +58,8 @@ def replay(where: Place, study: str, trial: str, say: Say = say_nothing) -> Repl
     spec = parse_spec(stored.spec, f"the study '{stored.name}'").model_copy(update={"workers": 1, "devices": "auto", "executor": "process"})
     layout = session_at(stored.facts, record.started)
     with (
+        stop_signals() as stopped_by,  # first: a signal must not come between the making of the folder and its removal
         tempfile.TemporaryDirectory(prefix="hpsearch-replay-") as aside,
-        stop_signals() as stopped_by,
         closing(begin_workers(spec, stored.name, say)) as executor,
     ):
         folder = Path(aside)

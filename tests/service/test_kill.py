@@ -36,7 +36,7 @@ def whole(server, name):
     """Every trial of a study ended once, and has all of its epochs."""
     trials = server.ask("GET", f"/api/studies/{name}/trials")[1]["trials"]
     assert [trial["number"] for trial in trials] == list(range(len(trials)))
-    assert {trial["status"] for trial in trials} == {"COMPLETE"}
+    assert [trial["error"] for trial in trials if trial["status"] != "COMPLETE"] == []
     assert {trial["epochs_done"] for trial in trials} == {trials[0]["params"]["epochs"]}
     ended = [row["trial"] for _, row in read_events(server.folder / "hpsearch-runs" / name)[0] if row["event"] == "ended"]
     assert sorted(set(ended)) == list(range(len(trials)))

@@ -7,6 +7,7 @@ as page`. Pictures are taken on request only, since they cost more than the page
 
 import base64
 import json
+import math
 import os
 import select
 import shutil
@@ -81,6 +82,7 @@ class Browser:
         self.standing.lay_out(width, dark)
         self.standing.go("about:blank")  # nothing more is heard of what was open
         self.standing.console.clear()
+        self.standing.opened = time.time()
         yield self.standing
 
     def file(self, path, width=1280, dark=False):
@@ -95,7 +97,7 @@ class Page:
 
     def __init__(self, browser, session):
         self.browser, self.session = browser, session
-        self.events, self.console = [], []
+        self.events, self.console, self.opened = [], [], 0.0
 
     def call(self, method, **params):
         """Asks the page, and waits for the answer."""
@@ -116,10 +118,11 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
     def receive(self, kind, about):
-        """Keeps an event."""
-        if kind in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown"):
+        """Keeps an event; what was open before may still be heard of, and does not count."""
+        late = about.get("entry", about).get("timestamp", math.inf) / 1000 < self.opened
+        if kind in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown") and not late:
             self.console.append(json.dumps(about)[:1000])
-        if kind == "Log.entryAdded" and about["entry"]["level"] == "error":
+        if kind == "Log.entryAdded" and about["entry"]["level"] == "error" and not late:
             self.console.append(about["entry"]["text"] + " " + about["entry"].get("url", ""))
         self.events.append((kind, about))
 

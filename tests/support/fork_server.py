@@ -166,6 +166,7 @@ def become(asked: dict[str, object], descriptors: list[int]) -> None:
             os.setsid()
         settle(dict(zip(asked["descriptors"], descriptors, strict=True)), asked)  # type: ignore[call-overload]
         offer_twins(int(asked["twins"]))  # type: ignore[call-overload]
+        take_title(asked)  # after them, lest a twin is taken for this process
         code = run_to_end(asked)
     except BaseException:
         traceback.print_exc()
@@ -173,8 +174,8 @@ def become(asked: dict[str, object], descriptors: list[int]) -> None:
         os._exit(code)
 
 
-def settle(descriptors: dict[int, int], asked: dict[str, object], signals: bool = True) -> None:
-    """Takes the descriptors, working folder, environment and name of a new process; closes everything else."""
+def settle(descriptors: dict[int, int], asked: dict[str, object]) -> None:
+    """Takes the descriptors, working folder, environment and signals of a new process; closes everything else."""
     import fcntl
 
     high = {target: fcntl.fcntl(source, fcntl.F_DUPFD, HIGH) for target, source in descriptors.items()}
@@ -188,16 +189,19 @@ def settle(descriptors: dict[int, int], asked: dict[str, object], signals: bool 
     tempfile.tempdir = None
     if group := os.environ.get("HPSEARCH_SUITE_GROUP"):  # benchmarks/suite_costs.py counts it where it was asked for
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
-    if signals:
-        ignored, blocked = set(asked["ignored"]), set(asked["blocked"])  # type: ignore[call-overload]
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        if signal.SIGINT not in ignored:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    ignored, blocked = set(asked["ignored"]), set(asked["blocked"])  # type: ignore[call-overload]
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if signal.SIGINT not in ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty())  # type: ignore[union-attr]
+
+
+def take_title(asked: dict[str, object]) -> None:
+    """Shows this process under the command that it runs."""
     mark = [f"{MARK}={os.environ[MARK]}"] if MARK in os.environ else []
     title = " ".join([*map(str, asked["arguments"]), *mark])  # type: ignore[call-overload]
     setproctitle.setproctitle(title.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
