@@ -24,6 +24,7 @@ from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
 from hpsearch.reporting import write_report
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.startup import (
     DATA_REPORT,
     await_workers,
@@ -137,6 +138,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                         searcher,
                         executor,
                         trackers,
+                        TrialFiles(folder),
                         budget=spec.trials,
                         timeout=spec.timeout,
                         ahead=ask_ahead(spec.sampler, executor.workers),
@@ -175,7 +177,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     resolved = where.runs(stored.name) / "spec.json"
     resolved.write_text(json.dumps(dict(stored.spec), indent=2) + "\n")
     winner = winner_of(stored)
-    weights = winner.checkpoint if winner and winner.checkpoint and Path(winner.checkpoint).exists() else None
+    weights = TrialFiles(where.runs(stored.name)).find(winner.checkpoint) if winner else None
     ended = ending(stored, where, reason)
     lost = deliver(ended.artifacts, spec.artifacts, stored.name) if spec.artifacts else ""
     for tracker in trackers:
@@ -198,7 +200,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         counts={k: v for k, v in counts.items() if v},
         seconds=time.monotonic() - begun,
         report=str(report),
-        weights=weights,
+        weights=str(weights) if weights else None,
         winner=winner,
         proof=proof,
         tracking_problem=problem,
@@ -213,7 +215,8 @@ def ending(stored: StoredStudy, where: Place, reason: str) -> StudyEnded:
 
     folder, winner = where.runs(stored.name), winner_of(stored)
     files = [folder / name for name in ("report.html", "spec.json", DATA_REPORT)]
-    files += [Path(winner.checkpoint)] if winner and winner.checkpoint else []
+    weights = TrialFiles(folder).find(winner.checkpoint) if winner else None
+    files += [weights] if weights else []
     proof = proven(stored)
     files += [folder / PROOF] if proof else []
     scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)

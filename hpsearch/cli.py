@@ -309,13 +309,16 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
     from hpsearch.diagnosis import diagnose
     from hpsearch.proof import proof_of
     from hpsearch.reporting import record_json
+    from hpsearch.runtime.trial_files import TrialFiles
     from hpsearch.summary import confirmed, tested
     from hpsearch.terminal import score
 
-    found, record = actions.best(located(storage, track=False), study)
+    where = located(storage, track=False)
+    found, record = actions.best(where, study)
     proof = proof_of(found)
+    weights = TrialFiles(where.runs(found.name)).find(record.checkpoint)
     if as_json:
-        more = {"diagnosis": diagnose(record), "proof": asdict(proof)}
+        more = {"diagnosis": diagnose(record), "proof": asdict(proof), "weights": str(weights) if weights else None}
         click.echo(json.dumps(record_json(record) | more, indent=2))
         return
     click.echo(f"{harmless(found.name)}: trial {record.number}  {score(record)}")
@@ -326,8 +329,8 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
         click.echo(f"  {key}: {value}")
     for line in class_lines(record, found.facts.get("classes", ())):
         click.echo(line)
-    if record.checkpoint and Path(record.checkpoint).exists():
-        click.echo(f"weights: {record.checkpoint}")
+    if weights is not None:
+        click.echo(f"weights: {weights}")
 
 
 def class_lines(record: TrialRecord, classes: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from hpsearch.names import check_name
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.places import Place, ui_command
 from hpsearch.protocols import Tracker
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.spec import StudySpec, comparable, parse_spec
 from hpsearch.startup import (
     DATA_REPORT,
@@ -320,6 +321,7 @@ class Course:
                     searcher,
                     reusing,
                     trackers,
+                    TrialFiles(folder),
                     budget=searcher.size(spec.trials),
                     ahead=ask_ahead(spec.sampler, reusing.workers) if math.isinf(self.asked.seconds) else 0,  # what is asked is trained
                     stop=stop,

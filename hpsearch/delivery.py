@@ -12,6 +12,7 @@ from hpsearch.errors import FixInput, FixSetup, NotFound
 from hpsearch.places import Place, show, winning
 from hpsearch.proof import winner_of
 from hpsearch.proving import remember
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.types import Judged, Say, Status, StoredStudy, TrialRecord, say_nothing
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def chosen(stored: StoredStudy, number: int | None) -> TrialRecord:
 
 
 def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
-    """The file of a trial's weights: where it was written or, when the study was moved, in the study's folder here."""
+    """The file of a trial's weights, in the study's folder."""
     if record.reused:
         raise FixSetup(
             f"trial {record.number} of '{stored.name}' was not trained here but in {record.reused}, which another sampler of the same "
@@ -75,11 +76,9 @@ def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
         )
     if record.checkpoint is None:
         raise FixSetup(f"trial {record.number} of '{stored.name}' kept no weights: it was not trained by hpsearch's kernel")
-    written = Path(record.checkpoint)
-    here = where.runs(stored.name) / written.name
-    for path in (written, here):
-        if path.is_file():
-            return path
+    folder = where.runs(stored.name)
+    if (path := TrialFiles(folder).find(record.checkpoint)) is not None:
+        return path
     best = winner_of(stored)
     if best is not None and best.number != record.number:
         raise FixSetup(
@@ -87,8 +86,8 @@ def checkpoint(where: Place, stored: StoredStudy, record: TrialRecord) -> Path:
             f"trial {best.number}, or run the study anew with its hyperparameters fixed"
         )
     raise FixSetup(
-        f"the weights of trial {record.number} are not at {written}: if the study was run on another machine, export there or bring the "
-        f"file to {here}; if they were deleted, run the study anew under another --name"
+        f"the weights of trial {record.number} are not at {folder / record.checkpoint}: if the study was run on another "
+        "machine, export there or bring the file here; if they were deleted, run the study anew under another --name"
     )
 
 

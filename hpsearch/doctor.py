@@ -229,6 +229,12 @@ def mlflow(clinic: Clinic) -> Iterator[Finding]:
         yield Finding("mlflow", "problem", f"{shown} cannot be used: {found}", remedy)
         return
     yield Finding("mlflow", "ok", f"{shown} can be used")
+    if (store := tracking.store_file(uri)) is not None and store.is_file() and (moved := tracking.moved_artifacts(store)):
+        old, new = (str(Path(path).parents[1]) for path in next(iter(moved.values())))
+        if clinic.fix:
+            tracking.relocate_artifacts(store)
+        text = f"the folder was moved or copied from {old} to {new}; MLflow still looks for artifacts there"
+        yield Finding("mlflow", "warning", text, "the next run, or --fix, has it look here", clinic.fix)
     tracking.quiet_environment()
     try:
         stuck = tracking.unfinished(uri, {stored.uid: stored.name for stored in clinic.idle() if stored.uid})

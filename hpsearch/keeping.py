@@ -142,8 +142,3 @@ def resumed(trial: Trial, folder: Path | str | None) -> str | None:
         return None
     path = state_path(trial.folder or folder, trial.name)
     return str(path) if path.exists() else None
-
-
-def forget_state(folder: Path | str, name: str) -> None:
-    """Delete the state of a trial that is over."""
-    state_path(folder, name).unlink(missing_ok=True)

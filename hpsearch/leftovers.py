@@ -11,11 +11,9 @@ from pathlib import Path
 from hpsearch.dbfile import alive
 from hpsearch.keeping import RESULTS
 from hpsearch.machine import lock
+from hpsearch.runtime.trial_files import RESUMABLE, WEIGHTS
 from hpsearch.types import Status, StoredStudy, TrialRecord
 
-OWN = r"(?:trial-\d{4,}|(?:again|confirm|default|scratch|probe)-[\w.+-]+?)"  # how names of runs begin
-STATE = re.compile(rf"({OWN})(?:-epoch-\d+)?\.state")
-WEIGHTS = re.compile(rf"({OWN})\.safetensors")
 NUMBERED = re.compile(r".+\.(?:new-|probe-)?(\d+)(?:\.tmp|\.npz)?(?:-wal|-shm|-journal)?")  # files that say which process writes them
 HALF = ("*.tmp", "*.npz")  # names of files that are being written, in a study's folder
 
@@ -61,7 +59,7 @@ def stale_states(folder: Path, stored: StoredStudy) -> list[Path]:
     records = named(stored)
     found = []
     for path in sorted(folder.glob("*.state")):
-        match = STATE.fullmatch(path.name)
+        match = RESUMABLE.fullmatch(path.name)
         record = records.get(match[1]) if match else None
         if record is not None and (record.status.ended or superseded(record, path)):
             found.append(path)
@@ -70,7 +68,7 @@ def stale_states(folder: Path, stored: StoredStudy) -> list[Path]:
 
 def superseded(record: TrialRecord, path: Path) -> bool:
     """Whether a trial that waits at a rung goes on from another file."""
-    return record.status is Status.PAUSED and record.state is not None and Path(record.state).name != path.name
+    return record.status is Status.PAUSED and record.state is not None and record.state != path.name
 
 
 def stray_weights(folder: Path, stored: StoredStudy) -> list[Path]:
@@ -78,7 +76,7 @@ def stray_weights(folder: Path, stored: StoredStudy) -> list[Path]:
 
     A trial that is still to end may have written them, or its result may lie in the folder and not be stored yet.
     """
-    kept = {Path(r.checkpoint).name for r in (*stored.records, *stored.runs) if r.checkpoint is not None} | told(folder)
+    kept = {r.checkpoint for r in (*stored.records, *stored.runs) if r.checkpoint is not None} | told(folder)
     kept |= {f"{r.name}.safetensors" for r in stored.records if not r.status.ended}
     return [path for path in sorted(folder.glob("*.safetensors")) if WEIGHTS.fullmatch(path.name) and path.name not in kept]
 

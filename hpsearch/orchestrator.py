@@ -6,13 +6,11 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hpsearch.faults import crash_point
-from hpsearch.protocols import GRACE, Executor, Message, Searcher, Tracker
+from hpsearch.protocols import GRACE, Executor, Files, Message, Searcher, Tracker
 from hpsearch.types import (
     Asked,
     BudgetRaised,
@@ -45,7 +43,8 @@ TOLD = 5.0  # seconds after which the loop tells again what it has taken
 class Orchestrator:
     """One session of a study. `stop` is looked at between steps; it gives the reason to stop, or None. So is `asked`.
 
-    `facts` are those of workers that were started already. `tidy`: only the weights of the best trial are kept.
+    `files` are those that the trials leave. `facts` are those of workers that were started already. `tidy`: only the weights of the
+    best trial are kept.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class Orchestrator:
         searcher: Searcher,
         executor: Executor,
         trackers: Sequence[Tracker],
+        files: Files,
         *,
         budget: int,
         timeout: float | None = None,
@@ -62,7 +62,7 @@ class Orchestrator:
         facts: Facts | None = None,
         tidy: bool = True,
     ) -> None:
-        self.searcher, self.executor, self.trackers = searcher, executor, trackers
+        self.searcher, self.executor, self.trackers, self.files = searcher, executor, trackers, files
         self.budget, self.timeout, self.ahead, self.stop = budget, timeout, ahead, stop
         self.asked = asked
         self.job_ids = itertools.count()
@@ -246,7 +246,7 @@ class Orchestrator:
         if losses > 1 and outcome.lost:
             outcome = replace(outcome, error=f"{outcome.error}, for the {losses}. time")
         if outcome.trial in self.unwanted and outcome.status is Status.PRUNED:  # it waits at no rung
-            forget(outcome.state)
+            self.files.delete(outcome.state)
             outcome = replace(outcome, error=STOPPED, state=None)
         crash_point("before-tell")
         record = self.searcher.tell(outcome)
@@ -258,15 +258,15 @@ class Orchestrator:
         else:
             self.conclude(record)
         if before != record.state:
-            forget(before)
+            self.files.delete(before)
         if record.status is not Status.PAUSED:
-            forget(record.state)
+            self.files.delete(record.state)
         self.settle(over=False)
 
     def settle(self, over: bool) -> None:
         """End trials that wait at a rung in vain."""
         for record in self.searcher.settle(over):
-            forget(self.states.pop(record.number, record.state))
+            self.files.delete(self.states.pop(record.number, record.state))
             self.conclude(record)
 
     def conclude(self, record: TrialRecord) -> None:
@@ -275,17 +275,10 @@ class Orchestrator:
         before, self.best = self.best, best_record([record, *([self.best] if self.best else [])])
         loser = before if self.best is record else record
         if self.tidy:
-            forget(loser.checkpoint if loser is not None else None)  # checkpoints of losers fill disks
+            self.files.delete(loser.checkpoint if loser is not None else None)  # checkpoints of losers fill disks
         self.record(TrialEnded(record, self.best.number if self.best and self.tidy else None))
 
     def record(self, event: Event) -> None:
         """Tell everybody who listens."""
         for tracker in self.trackers:
             tracker.record(event)
-
-
-def forget(path: str | None) -> None:
-    """Delete a file that nobody needs any more."""
-    if path is not None:
-        with suppress(OSError):
-            Path(path).unlink()

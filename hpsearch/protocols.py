@@ -89,6 +89,14 @@ class Executor(Protocol):
         ...
 
 
+class Files(Protocol):
+    """The files that the trials of a study leave, by the names that records have for them."""
+
+    def delete(self, name: str | None) -> None:
+        """Deletes a trial's file; one that is not there, or is not one of ours, is left alone."""
+        ...
+
+
 class Tracker(Protocol):
     """Listens. Never slows the loop and never fails it."""
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.errors import FixInput, FixSetup, Interrupted
-from hpsearch.orchestrator import Orchestrator, forget
+from hpsearch.orchestrator import Orchestrator
 from hpsearch.proof import Proof, again, next_number, outstanding, proof_of, ranked, repeats, wanted, winner_of
 from hpsearch.protocols import Tracker
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.types import Facts, Say, StageStarted, StoredStudy, Trial, TrialEnded, TrialRecord, Verdict
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Prover:
         say: Say,
         folder: Path,
     ) -> None:
-        self.storage, self.name, self.executor, self.trackers, self.folder = storage, name, executor, trackers, folder
+        self.storage, self.name, self.executor, self.trackers = storage, name, executor, trackers
+        self.folder, self.files = folder, TrialFiles(folder)
         self.facts, self.stopped_by, self.say = facts, stopped_by, say
 
     def study(self) -> StoredStudy:
@@ -61,7 +63,7 @@ class Prover:
         reason = "interrupted" if self.stopped_by() is not None else ""
         if winner is None or reason:
             return reason
-        if ranked(study) and not has_weights(winner):
+        if ranked(study) and self.files.find(winner.checkpoint) is None:
             reason = self.train("Training the winner again", (numbered(study, winner),))
             if reason == "interrupted":
                 return reason
@@ -71,7 +73,7 @@ class Prover:
             return "interrupted"
         for run in self.study().runs:
             if run.origin != "winner":
-                forget(run.checkpoint)
+                self.files.delete(run.checkpoint)
         return ""
 
     def train(self, title: str, trials: tuple[Trial, ...]) -> str:
@@ -91,6 +93,7 @@ class Prover:
                 runs,
                 self.executor,
                 self.trackers,
+                self.files,
                 budget=len(trials),
                 stop=lambda: "interrupted" if self.stopped_by() else None,
                 facts=self.facts,
@@ -108,11 +111,11 @@ class Prover:
         study = self.study()
         if not to_open(study, winner):
             return
-        if not has_weights(winner):
+        if self.files.find(winner.checkpoint) is None:
             self.say(f"Test: the winner, trial {winner.number}, has no weights, so the test images were not looked at", 0, 0)
             return
         try:
-            asked = {**config, "checkpoints": checkpoints(study, winner), "judge_split": "test"}
+            asked = {**config, "checkpoints": measured_files(study, winner, self.files), "judge_split": "test"}
             verdict: Verdict = self.executor.aside(JUDGE, asked, self.say, self.stopped_by, "measuring the test images")
         except (FixInput, FixSetup) as error:
             self.say(f"Test: the test images could not be looked at: {error}", 0, 0)
@@ -134,22 +137,18 @@ def to_open(study: StoredStudy, winner: TrialRecord) -> bool:
     return repeats(study.spec) is not None and bool(study.facts.get("test_images")) and not opened
 
 
-def has_weights(record: TrialRecord) -> bool:
-    """Whether a trial's weights are there."""
-    return record.checkpoint is not None and Path(record.checkpoint).is_file()
-
-
 def numbered(study: StoredStudy, winner: TrialRecord) -> Trial:
     """The run that makes the winner's weights again."""
     trial = again(winner)
     return replace(trial, number=next((run.number for run in study.runs if run.name == trial.name), next_number(study)))
 
 
-def checkpoints(study: StoredStudy, winner: TrialRecord) -> list[tuple[str, str]]:
-    """Names and files of what is measured: the winner's model first, then everything in the gain table that has weights."""
-    files = {r.name: r for r in (*study.records, *study.runs)}
-    named = [name for row in proof_of(study).rows for name in row.runs if name != winner.name and has_weights(files[name])]
-    return [(r.name, str(r.checkpoint)) for r in (winner, *(files[name] for name in named))]
+def measured_files(study: StoredStudy, winner: TrialRecord, files: TrialFiles) -> list[tuple[str, str]]:
+    """Returns names and files of what is measured: the winner's model first, then everything in the gain table that has weights."""
+    records = {r.name: r for r in (*study.records, *study.runs)}
+    named = [name for row in proof_of(study).rows for name in row.runs if name != winner.name]
+    found = [(r.name, files.find(r.checkpoint)) for r in (winner, *(records[name] for name in named))]
+    return [(name, str(path)) for name, path in found if path is not None]
 
 
 def remember(storage: RDBStorage, study: StoredStudy, winner: TrialRecord, verdict: Verdict) -> int:

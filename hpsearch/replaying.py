@@ -14,6 +14,7 @@ from hpsearch.errors import FixInput, Interrupted, NotFound, nearest
 from hpsearch.machine import stop_signals
 from hpsearch.places import Place, show
 from hpsearch.provenance import LAYOUT, session_at
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.startup import KERNEL, begin_workers, kernel_config, prepare
 from hpsearch.types import Job, Outcome, Prepared, Progress, Say, Status, StoredStudy, Trial, TrialRecord, say_nothing
 
@@ -223,8 +224,7 @@ def same_weights(where: Place, stored: StoredStudy, record: TrialRecord, outcome
     """Whether the trial's weights, where they are kept, are those that came out now."""
     if record.checkpoint is None or outcome.checkpoint is None or record.reused:
         return ""
-    written = Path(record.checkpoint)
-    kept = next((path for path in (written, where.runs(stored.name) / written.name) if path.is_file()), None)
+    kept = TrialFiles(where.runs(stored.name)).find(record.checkpoint)
     if kept is None:
         return ""
     return EQUAL if payload(kept) == payload(Path(outcome.checkpoint)) else DIFFERENT

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 Value: TypeAlias = float | int | str | bool | None
@@ -48,6 +50,9 @@ class Status(StrEnum):
         return self not in (Status.WAITING, Status.RUNNING, Status.PAUSED)
 
 
+RUN_NAME = re.compile(r"trial-\d{4,}|(?:again|confirm|default|scratch|probe)-[\w.+-]+?")  # names that trials and runs have
+
+
 def trial_name(number: int) -> str:
     """What a trial of the search is called, in files and in MLflow."""
     return f"trial-{number:04d}"
@@ -69,6 +74,11 @@ class Setup:
     scratch: bool = False  # from random weights
     fold: int | None = None  # of `folds`, from 0: validates on that part of the training and validation images
     folds: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses a name that would lead out of the study's folder: setups are read from storages and files, too."""
+        if not RUN_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no name of a run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +205,20 @@ class TrialRecord:
     metrics: Mapping[str, float]
     effective: Params
     curve: Sequence[Mapping[str, float]]  # `Progress.row` of each epoch
-    checkpoint: str | None
+    checkpoint: str | None  # name of the file with its weights, in the study's folder; a path is reduced to that
     error: str | None
     objective: str = "val_loss"  # one of OBJECTIVES: what the study optimises
     per_class: PerClass = field(default_factory=dict)
-    state: str | None = None  # file that a paused trial goes on from
+    state: str | None = None  # name of the file that a paused trial resumes from, there too
     setup: Setup | None = None  # of a run beside the search
     reused: str = ""  # as in Outcome; seconds are those that the training took there
     remark: str = ""  # as in Outcome
+
+    def __post_init__(self) -> None:
+        """Reduces paths to names: the study's folder may be copied or moved, and a record must not lead out of it."""
+        for key in ("checkpoint", "state"):
+            if (stored := getattr(self, key)) is not None:
+                object.__setattr__(self, key, PurePosixPath(str(stored)).name or None)
 
     @classmethod
     def of(

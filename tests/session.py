@@ -21,6 +21,7 @@ from hpsearch.executors.worker import KernelRef
 from hpsearch.machine import stop_signals
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import GRACE
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search import lease, rows, server, store
 from hpsearch.search import searcher as searching
 from hpsearch.spec import parse_spec
@@ -205,7 +206,7 @@ def session(
                 mine.check()
                 return "interrupted" if stopped_by() else None
 
-            loop = Orchestrator(searcher, executor, trackers, budget=trials, stop=stop)
+            loop = Orchestrator(searcher, executor, trackers, TrialFiles(place), budget=trials, stop=stop)
             reason = loop.run("s", spec.resolved())
             records = tuple(searcher.records())
         if mirror:

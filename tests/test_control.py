@@ -14,6 +14,7 @@ from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.journal import EVENTS, Journal, read_events
 from hpsearch.orchestrator import STOPPED, Orchestrator
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.catalog import read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
@@ -46,7 +47,7 @@ def session(url, folder, memory, trials=4, reason_at_end="budget", **values):
     trackers = [control, journal, memory]
     try:
         stop = lambda: "interrupted" if control.asked().pause else None  # noqa: E731
-        loop = Orchestrator(searcher, executor, trackers, budget=trials, stop=stop, asked=control.asked)
+        loop = Orchestrator(searcher, executor, trackers, TrialFiles(folder), budget=trials, stop=stop, asked=control.asked)
         control.looked = -1.0
         reason = loop.run("s", spec.resolved())
     finally:

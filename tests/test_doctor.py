@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -130,7 +129,7 @@ def test_what_is_fixed_is_gone_everything_else_is_there_and_the_study_goes_on(ki
     assert {trials[number]["status"] for number in waiting} == {"WAITING"}
     for trial in trials:
         if trial["status"] == "PAUSED":
-            assert Path(trial["state"]).exists()
+            assert (runs / trial["state"]).exists()
     hpsearch(killed, "sync", "s")
     assert all(f["level"] == "ok" for f in examined(killed, code=0))
     hpsearch(killed, "run", "--pruner", "halving", "--trials", "8", *SLOW)

@@ -12,6 +12,7 @@ from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.catalog import read_study
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
@@ -30,7 +31,14 @@ def session(url, *, config=None, workers=0, budget=None, stop=lambda: None, memo
     searcher = OptunaSearcher(spec, open_storage(url, create=True), folder=folder)
     try:
         loop = Orchestrator(
-            searcher, executor, [memory], budget=spec.trials, timeout=spec.timeout, ahead=values.get("sampler") == "gp", stop=stop
+            searcher,
+            executor,
+            [memory],
+            TrialFiles(folder),
+            budget=spec.trials,
+            timeout=spec.timeout,
+            ahead=values.get("sampler") == "gp",
+            stop=stop,
         )
         return loop.run("s", spec.resolved()), memory
     finally:
@@ -113,7 +121,7 @@ def test_a_request_to_stop_keeps_what_was_told_and_the_next_session_goes_on(url,
     ref = KernelRef("tests.kernels:curves", {"sleep": 0.005})
     executor = ProcessExecutor(ref, workers) if workers else InlineExecutor(ref)
     searcher = OptunaSearcher(spec, open_storage(url, create=True))
-    loop = Orchestrator(searcher, executor, [Spy()], budget=6, stop=after_ninety_epochs)
+    loop = Orchestrator(searcher, executor, [Spy()], TrialFiles(None), budget=6, stop=after_ninety_epochs)
     assert loop.run("s", spec.resolved()) == "interrupted"
     executor.close()
     searcher.close()
@@ -192,7 +200,7 @@ def test_only_the_best_trials_weights_are_kept(url, tmp_path):
                 step = []
                 for item in message.step:
                     if isinstance(item, Outcome) and item.status is Status.COMPLETE:
-                        path = tmp_path / f"{item.trial}.safetensors"
+                        path = tmp_path / f"trial-{item.trial:04d}.safetensors"
                         path.write_bytes(b"weights")
                         made[item.trial] = path
                         item = replace(item, checkpoint=str(path))
@@ -203,7 +211,7 @@ def test_only_the_best_trials_weights_are_kept(url, tmp_path):
     spec = parse_spec({"name": "s", "sampler": "random", "trials": 6, "pruner": "none"})
     searcher = OptunaSearcher(spec, open_storage(url, create=True))
     executor = WithWeights(KernelRef("tests.kernels:curves", {}))
-    Orchestrator(searcher, executor, [], budget=6).run("s", spec.resolved())
+    Orchestrator(searcher, executor, [], TrialFiles(tmp_path), budget=6).run("s", spec.resolved())
     searcher.close()
     best = min(stored(url), key=lambda r: r.val_loss)
     assert [n for n, path in made.items() if path.exists()] == [best.number]

@@ -14,6 +14,7 @@ from hpsearch.executors.reuse import Memo, Reusing, completed, cut_short
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import Message
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.catalog import read_study
 from hpsearch.search.headstart import initial
 from hpsearch.search.searcher import OptunaSearcher
@@ -40,13 +41,13 @@ def timeless(record):
     return replace(record, **CLOCKS, curve=curve)
 
 
-def study(url, name, executor, trackers=(), begin=3, **values):
-    """One study of a comparison; its records."""
+def study(url, name, executor, trackers=(), begin=3, folder=None, **values):
+    """One study of a comparison, whose trials leave their files in `folder`; its records."""
     spec = parse_spec({"name": name, "repeat": 1, "space": SMALL, "trials": 12, **values})
     storage = open_storage(url, create=True)
-    searcher = OptunaSearcher(spec, storage, initial(spec, begin))
+    searcher = OptunaSearcher(spec, storage, initial(spec, begin), folder=folder)
     try:
-        Orchestrator(searcher, executor, trackers, budget=spec.trials).run(name, spec.resolved())
+        Orchestrator(searcher, executor, trackers, TrialFiles(folder), budget=spec.trials).run(name, spec.resolved())
     finally:
         searcher.close()
     records = read_study(open_storage(url), name).records
@@ -94,16 +95,15 @@ def test_rungs_pause_and_promote_replayed_trials_alike(tmp_path, empty_storage):
         folder = tmp_path / f"{reuse}"
         folder.mkdir()
         shutil.copy(empty_storage, folder / "hpsearch.db")
-        (folder / "states").mkdir()
-        ref, memo, studies = KernelRef("tests.kernels:curves", {"states": str(folder / "states")}), Memo(), []
+        ref, memo, studies = KernelRef("tests.kernels:curves", {"states": str(folder)}), Memo(), []
         for sampler in ("random", "tpe", "grid"):
             inner = InlineExecutor(ref)
             executor = Reusing(inner, memo, str(folder), resumable=True) if reuse else inner
             url = f"sqlite:///{folder}/hpsearch.db"
-            studies.append(study(url, f"c-{sampler}-r1", executor, [memo], sampler=sampler, pruner=pruner, trials=20))
+            studies.append(study(url, f"c-{sampler}-r1", executor, [memo], folder=folder, sampler=sampler, pruner=pruner, trials=20))
             executor.close()
         found.append([[timeless(r) for r in records] for records in studies])
-        assert list((folder / "states").iterdir()) == []
+        assert list(folder.glob("*.state")) == []
     assert found[0] == found[1]
     assert sum(bool(r.reused) for r in studies[1] + studies[2]) > 3
     assert any(r.reused and r.status is Status.PRUNED for records in studies for r in records)

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
 from hpsearch.faults import crash_point
-from hpsearch.keeping import forget_state, write_result
+from hpsearch.keeping import state_path, write_result
 from hpsearch.protocols import Executor, Kernel, Message
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.types import Job, Outcome, Progress, Say, Status, Trial, TrialRecord, fault_of, sound
 
 STALL = 300.0  # seconds without a sign of life after which a worker hangs
@@ -148,7 +149,7 @@ class Notes:
             record = replace(record, status=Status.PAUSED)
         write_result(folder, record, trial.study)
         if item.state is None:
-            forget_state(folder, trial.name)
+            TrialFiles(folder).delete(state_path(folder, trial.name).name)
         crash_point("result-kept")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,8 +178,9 @@ def runs_of(attributes: Mapping[str, Any], objective: str) -> tuple[TrialRecord,
     found = []
     for key, values in attributes.items():
         if key.startswith(RUN):
-            parts = {"status": Status(values["status"]), "setup": Setup(**values["setup"]), "objective": objective}
-            found.append(TrialRecord(**{**values, **parts}))
+            with suppress(KeyError, TypeError, ValueError):  # not written by hpsearch
+                parts = {"status": Status(values["status"]), "setup": Setup(**values["setup"]), "objective": objective}
+                found.append(TrialRecord(**{**values, **parts}))
     return tuple(sorted(found, key=lambda run: -run.number))
 
 

@@ -7,7 +7,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsearch.faults import crash_point
 from hpsearch.keeping import later_results, left_by, read_result, resumed
 from hpsearch.provenance import remembered
+from hpsearch.runtime.trial_files import TrialFiles, is_trial_file
 from hpsearch.search import rows
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.history import History
@@ -65,7 +65,7 @@ class OptunaSearcher:
     ) -> None:
         """Open or make the study. `folder` is where its trials leave states and results; `seconds` bounds the training."""
         preflight(spec.sampler)
-        self.spec, self.seconds, self.folder = spec, seconds, folder
+        self.spec, self.seconds, self.folder, self.files = spec, seconds, folder, TrialFiles(folder)
         self.seed = repeat_seed(spec.seed, spec.repeat)
         self.spent = 0.0  # seconds of training, of trials that have ended; no trial is new once they reach `seconds`
         self.space = spec.parameters()
@@ -162,7 +162,7 @@ class OptunaSearcher:
     def take(self, result: TrialRecord) -> None:
         """Tell of a result what the trial itself could not."""
         number, paused = result.number, result.status is Status.PAUSED
-        if paused and (self.rungs is None or result.state is None or not Path(result.state).exists()):
+        if paused and (self.rungs is None or self.files.find(result.state) is None):
             self.again.append(Trial(number, result.params, result.attempt + 1, result.origin))
             return
         self.trials[number] = Trial(number, result.params, result.attempt, result.origin)
@@ -179,7 +179,7 @@ class OptunaSearcher:
     def pause_again(self, stored: FrozenTrial) -> bool:
         """Let a trial of an earlier session wait at its rung as before, if the state it goes on from is there."""
         record = record_of(stored, self.fixed, self.spec.objective)
-        if self.rungs is None or record.status is not Status.PAUSED or record.state is None or not Path(record.state).exists():
+        if self.rungs is None or record.status is not Status.PAUSED or self.files.find(record.state) is None:
             return False
         number = record.number
         self.paused[number], self.curves[number] = record, [dict(row) for row in record.curve]
@@ -340,7 +340,9 @@ class OptunaSearcher:
         record = self.paused.pop(number)
         self.sizes.pop(number, None)
         self.started[number] = record.started or time.time()
-        return Trial(number, record.params, record.attempt, record.origin, record.state)
+        file = self.files.find(record.state)
+        replayed = None if is_trial_file(record.state or "") else record.state  # a trial that is replayed goes on from no file
+        return Trial(number, record.params, record.attempt, record.origin, str(file) if file else replayed)
 
     def settle(self, over: bool) -> tuple[TrialRecord, ...]:
         """End the trials at rungs that can never go on, or have no room, as pruned; all that wait there when the study is `over`."""
@@ -360,8 +362,8 @@ class OptunaSearcher:
         room, out = self.spec.state_gigabytes * 1e9, []
         for number in self.paused.keys() - self.sizes.keys():
             self.sizes[number] = 0
-            with suppress(OSError):
-                self.sizes[number] = Path(self.paused[number].state or "").stat().st_size
+            if (file := self.files.find(self.paused[number].state)) is not None:
+                self.sizes[number] = file.stat().st_size
         if sum(self.sizes.values()) <= room:
             return []
         for number in sorted(self.paused, key=lambda number: self.best[number]):

@@ -17,6 +17,7 @@ from hpsearch.errors import FixSetup, NotFound
 from hpsearch.leftovers import locked
 from hpsearch.names import check_name
 from hpsearch.places import Place, winning
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.glance import Glance, glances, together
 from hpsearch.search.queue import Entry, Queue
@@ -216,9 +217,8 @@ class Reader:
     def weights(self, name: str) -> Path:
         """The file of the winner's weights, in the study's folder; NotFound or FixSetup."""
         record = winning(self.stored(name))
-        folder = self.folder(name).resolve()
-        path = Path(record.checkpoint or "").resolve() if record.checkpoint else None
-        if path is None or path.parent != folder or not path.is_file():
+        path = TrialFiles(self.folder(name)).find(record.checkpoint)
+        if path is None:
             raise FixSetup(f"the weights of trial {record.number} of '{name}' are not in its folder any more")
         return path
 

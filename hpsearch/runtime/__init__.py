@@ -1,0 +1,1 @@
+"""This machine: processes, locks, signals, devices, durable files, requests to a running study."""
