@@ -258,7 +258,7 @@ print("well")
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("what", "number"), [("kill", os.environ.get("HPSEARCH_TEST_KILLS", "12")), ("at once", "8")])
+@pytest.mark.parametrize(("what", "number"), [("kill", os.environ.get("HPSEARCH_TEST_KILLS", "5")), ("at once", "4")])
 def test_stores_are_made_as_a_whole_or_not_at_all(tmp_path, what, number):
     done = run_command([sys.executable, "-c", MAKE, str(tmp_path), what, number])
     assert done.stdout == "well\n", done.stdout + done.stderr
