@@ -17,6 +17,7 @@ from hpsearch.executors.inline import InlineExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import Session, Tracker
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
 from hpsearch.spec import load_spec
@@ -85,7 +86,7 @@ def ours(folder: Path, sampler: str, count: int, trackers: Sequence[Tracker]) ->
     searcher = OptunaSearcher(spec, open_storage(f"sqlite:///{folder}/hpsearch.db", create=True))
     ends = Ends()
     executor = InlineExecutor(KernelRef("benchmarks.orchestration:make", {}))
-    Orchestrator(searcher, executor, [*trackers, ends], budget=count).run("null", spec.resolved())
+    Orchestrator(searcher, executor, [*trackers, ends], TrialFiles(folder), budget=count).run("null", spec.resolved())
     done = time.perf_counter()
     searcher.close()
     return [1e3 * (b - a) for a, b in pairwise(ends.times)], (time.perf_counter() - done) / count

@@ -25,6 +25,7 @@ from hpsearch.executors.process import ProcessExecutor
 from hpsearch.executors.worker import KernelRef
 from hpsearch.orchestrator import Orchestrator
 from hpsearch.protocols import Executor
+from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.samplers import ask_ahead
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.search.store import open_storage
@@ -115,7 +116,12 @@ def study(
     searcher.ask = ask  # type: ignore[method-assign]
     meter = Meter(executor.workers)
     loop = Orchestrator(
-        searcher, executor, [meter, *([tracker] if tracker else [])], budget=trials, ahead=ask_ahead(sampler, executor.workers)
+        searcher,
+        executor,
+        [meter, *([tracker] if tracker else [])],
+        TrialFiles(folder),
+        budget=trials,
+        ahead=ask_ahead(sampler, executor.workers),
     )
     before = time.process_time()
     loop.run("null", spec.resolved())

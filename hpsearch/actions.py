@@ -19,7 +19,7 @@ from hpsearch.control import Control
 from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.journal import Journal
-from hpsearch.machine import listenable, stop_signals
+from hpsearch.machine import SAFE_PATH, listenable, stop_signals
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
@@ -105,6 +105,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             from hpsearch.proving import Prover, due
             from hpsearch.search.catalog import read_study
             from hpsearch.search.headstart import begin
+            from hpsearch.search.rebuild import take_over_results
             from hpsearch.search.samplers import ask_ahead
             from hpsearch.search.searcher import OptunaSearcher
 
@@ -119,6 +120,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
                 await_workers(folder, say)
+                if taken := take_over_results(storage, spec, folder):
+                    say(f"Study: {taken:,} results in {folder} were not known to the storage, and are taken over", 0, 0)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
                     stored = read_study(storage, name)
                     if not stored.records:
@@ -319,9 +322,11 @@ def ui(where: Place, host: str, port: int) -> tuple[list[str], int]:
         raise NotFound(f"there is no MLflow store {file} yet: run a study first, or name one with --tracking-uri")
     tracking.quiet_environment()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ[SAFE_PATH] = "1"  # for the web server that MLflow starts
     port = listenable(host, port)
     command = [
         sys.executable,
+        "-P",
         "-m",
         "mlflow",
         "server",

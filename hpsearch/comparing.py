@@ -218,6 +218,7 @@ class Course:
         """
         self.specs = [spec.bound(prepared.blocks if prepared else (known or {})["blocks"]) for spec in self.specs]
         self.check()
+        self.take_over()
         stored = {spec.study_name(): self.stored(spec) for spec in self.specs}
         done: dict[tuple[str, int], Sequence[TrialRecord]] = {}
         done |= {(s.sampler, s.repeat): found.records for s in self.specs if (found := stored[s.study_name()]) is not None}
@@ -259,6 +260,19 @@ class Course:
                     f"the study '{name}' is there and differs from what this comparison would run:\n{listed}\n"
                     "choose another --name, or repeat the command as it was to go on with that comparison"
                 )
+
+    def take_over(self) -> None:
+        """Lets the storage know studies again whose results are in their folders; see `take_over_results`."""
+        from hpsearch.search.rebuild import take_over_results
+
+        for spec in self.specs:
+            name, folder = spec.study_name(), self.where.runs(spec.study_name())
+            if not folder.is_dir():
+                continue
+            with hold(folder, self.where.storage, name) as lease:
+                lease.guard(self.storage)
+                if taken := take_over_results(self.storage, spec, folder):
+                    self.say(f"Study: {taken:,} results in {folder} were not known to the storage, and are taken over", 0, 0)
 
     def stored(self, spec: StudySpec) -> StoredStudy | None:
         """The study as the storage has it."""

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from hpsearch.errors import FixInput, FixSetup, Interrupted, WaitOrStop
 
+SAFE_PATH = "PYTHONSAFEPATH"  # environment variable of Python: no interpreter has its working folder on its import path
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOP_SECONDS = 0.7  # the loop asks five times a second
 SAME_PRESS = 0.5  # seconds within which a second signal is an echo of the first: `timeout` sends to child and group
@@ -47,6 +48,20 @@ def shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def safe_import_path() -> Iterator[None]:
+    """Keeps the working folder off the import path of interpreters that are started inside: it may hold a stranger's `random.py`."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 listeners: list[Callable[[str], None]] = []

@@ -50,6 +50,7 @@ class Status(StrEnum):
         return self not in (Status.WAITING, Status.RUNNING, Status.PAUSED)
 
 
+PLAIN_NAME = re.compile(r"[\w+-][\w.+-]*")  # a name that is one part of a path
 RUN_NAME = re.compile(r"trial-\d{4,}|(?:again|confirm|default|scratch|probe)-[\w.+-]+?")  # names that trials and runs have
 
 
@@ -77,7 +78,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         """Refuses a name that would lead out of the study's folder: setups are read from storages and files, too."""
-        if not RUN_NAME.fullmatch(self.name):
+        if not PLAIN_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is no name of a run")
 
 

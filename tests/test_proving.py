@@ -156,7 +156,14 @@ def test_a_look_that_was_cut_short_is_no_look(done, tmp_path, error, reason):
     with opened(f"sqlite:///{tmp_path}/hpsearch.db") as storage:
         storage.set_study_user_attr(storage.get_study_id_from_name(NAME), OPENINGS, [])
         prover = Prover(
-            storage, NAME, SimpleNamespace(aside=aside), [], None, lambda: None, lambda *words: said.append(words[0]), Path("unused")
+            storage,
+            NAME,
+            SimpleNamespace(aside=aside),
+            [],
+            None,
+            lambda: None,
+            lambda *words: said.append(words[0]),
+            done[0] / "hpsearch-runs" / NAME,
         )
         assert prover.prove({}) == reason
         assert read_study(storage, NAME).openings == ()
@@ -218,7 +225,7 @@ def test_folds_confirm_too_and_the_report_is_written(tmp_path):
     assert sorted(run.setup.fold for run in study.runs if run.origin == "confirm") == [0, 0, 1, 1, 2, 2]
     losses = {run.setup.fold: run.val_loss for run in study.runs if run.setup.trial == proof_of(study).winner and run.origin == "confirm"}
     assert len(set(losses.values())) == 3
-    assert Path(tmp_path / "hpsearch-runs" / NAME / "report.html").exists()
+    assert Path(done[0] / "hpsearch-runs" / NAME / "report.html").exists()
 
 
 def test_the_commands_of_the_page_run_in_their_order(done, tmp_path):

@@ -233,8 +233,12 @@ def tensors(folder, stored):
 
 
 def test_ray_is_started_and_ended_where_no_address_is_given(tmp_path):
+    """In a folder with modules that no worker is to import, though Ray would let it."""
+    for name in ("random", "torch", "numpy", "hpsearch"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'sang')!r}, 'a').write({name!r} + ' ')\n")
     run(tmp_path, "--name", "s", "--trials", "2", "--no-tracking", "--executor", "ray", "--workers", "2", "--set", "space.epochs=1")
     assert [r.status for r in study(tmp_path).records] == [Status.COMPLETE] * 2
+    assert not (tmp_path / "sang").exists(), (tmp_path / "sang").read_text()
 
 
 # ---------------------------------------------------------------- what cannot be

@@ -41,6 +41,7 @@ def connect(ray: Any, address: str | None, workers: int | str, threads: int) -> 
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    quiet["job_config"] = own_code_only()
     quiet |= {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if address is None:
         crew("cpu", workers, threads)  # refuses more threads than cores
@@ -60,6 +61,22 @@ def connect(ray: Any, address: str | None, workers: int | str, threads: int) -> 
         remedy = "is it up (`ray start --head`), of this version of Ray, and does it want a token (RAY_AUTH_MODE=token)?"
         raise FixSetup(f"the Ray at {address} cannot be connected to ({line}): {remedy}") from None
     return True
+
+
+def own_code_only() -> Any:
+    """A job whose workers import installed packages alone; Ray would put the working folder on their import path."""
+    from ray.job_config import JobConfig
+
+    class OwnCodeOnly(JobConfig):
+        @property
+        def _py_driver_sys_path(self) -> list[str]:
+            return []
+
+        @_py_driver_sys_path.setter
+        def _py_driver_sys_path(self, entries: list[str]) -> None:
+            del entries
+
+    return OwnCodeOnly()
 
 
 def check_address(address: str) -> None:

@@ -23,7 +23,7 @@ from hpsearch.executors.aside import PREPARING, call, launch
 from hpsearch.executors.seat import Seat, Watch, seated
 from hpsearch.executors.worker import BEAT, BIRTHS, KEEP, STALL, KernelRef, Sessions, failures, ready, sessions_of
 from hpsearch.faults import crash_point
-from hpsearch.machine import ignore_signals, kill_group, shielded
+from hpsearch.machine import ignore_signals, kill_group, safe_import_path, shielded
 from hpsearch.protocols import GRACE, Message
 from hpsearch.types import Job, Say
 
@@ -96,8 +96,9 @@ class ProcessExecutor:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(preload))
-        resource_tracker.ensure_running()  # it would lift the shield: it guards itself
-        with shielded():
+        with safe_import_path():
+            resource_tracker.ensure_running()  # it would lift the shield: it guards itself
+        with shielded(), safe_import_path():
             forkserver.ensure_running()  # returns at once; it imports while the caller goes on
         self.seats: list[ProcessSeat] = []
         self.selector = selectors.DefaultSelector()  # of their connections, each with the number of its worker

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
+from optuna._transform import _SearchSpaceTransform as SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.trial import FrozenTrial
 
 from hpsearch.errors import FixSetup
@@ -114,6 +117,36 @@ class Told(optuna.samplers.BaseSampler):
         return self.inner.sample_independent(self.look(study), trial, param_name, param_distribution)
 
 
+class CmaEsSampler(optuna.samplers.CmaEsSampler):
+    """CMA-ES (Hansen and Ostermeier, 2001) whose optimizer is rebuilt from the trials at every ask.
+
+    Optuna's sampler keeps the optimizer as a pickle among the attributes of trials, and loads it from there: whoever can write a storage
+    could run code here. What is told again, generation by generation, is what Optuna told it.
+    """
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """Returns one point of the joint space, {} while the sampler still draws at random."""
+        self.rebuilt_for = search_space, study.direction
+        return super().sample_relative(study, trial, search_space)
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        """Returns the optimizer after the last whole generation; Optuna's reads a pickle."""
+        space, direction = self.rebuilt_for
+        transform = SearchSpaceTransform(space, transform_step=True, transform_0_1=True)
+        random = self._cma_rng
+        if any(t.system_attrs.get(self._attr_key_generation, 0) for t in completed_trials):
+            self._cma_rng = LazyRandomState(0)  # Optuna draws a seed here only as long as there is no optimizer to load
+        optimizer = self._init_optimizer(transform, direction)
+        self._cma_rng = random
+        sign = 1.0 if direction is optuna.study.StudyDirection.MINIMIZE else -1.0
+        size = optimizer.population_size
+        while len(told := self._get_solution_trials(completed_trials, optimizer.generation)) >= size:
+            optimizer.tell([(transform.transform(t.params), sign * t.value) for t in told[:size] if t.value is not None])
+            if self._get_solution_trials(completed_trials, optimizer.generation):
+                optimizer = copy.deepcopy(optimizer)  # which rounds its covariance as loading it does
+        return optimizer
+
+
 def make_sampler(name: str, space: Space, study_seed: int, trial: int, history: History | None = None) -> optuna.samplers.BaseSampler:
     """The sampler called `name`, seeded for one ask. With the study's `history`, TPE looks at a part of a long one.
 
@@ -134,7 +167,7 @@ def make_sampler(name: str, space: Space, study_seed: int, trial: int, history: 
                 sobol = optuna.samplers.QMCSampler(seed=seed_for(study_seed, 0, "qmc"), scramble=True, warn_independent_sampling=False)
                 return Told(sobol, joint)
             case "cmaes":
-                return Told(optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False), joint)
+                return Told(CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False), joint)
             case _:
                 return optuna.samplers.RandomSampler(seed=seed)
 

@@ -44,6 +44,7 @@ from hpsearch.types import (
     trial_name,
 )
 
+PICKLES = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")  # begin the attributes in which Optuna keeps pickles
 TICKS = 10  # a trial reports to the pruner at every tenth of its planned epochs
 
 
@@ -132,6 +133,7 @@ class OptunaSearcher:
                     params, origin = self.fixed | stored.params, about.get("origin", "sampled")
                     self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
             attributes, stored.user_attrs = stored.user_attrs, {}
+            stored.system_attrs = {key: value for key, value in stored.system_attrs.items() if not key.startswith(PICKLES)}
             copied = self.memory.create_new_trial(self.study._study_id, stored)
             self.memory.get_trial(copied).user_attrs = attributes  # with the whole curve, which it would copy number by number
             self.known_trials += 1

@@ -157,6 +157,7 @@ class Desk:
         async with self.aside:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "hpsearch.cli",
                 *arguments,

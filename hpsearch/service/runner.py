@@ -97,7 +97,7 @@ class Runner:
         """Start a study's process, in a group of its own: what ends the server leaves it alone."""
         folder = self.where.runs(entry.study)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "hpsearch.service.child", str(entry.id), str(slot), str(self.slots)]
+        command = [sys.executable, "-P", "-m", "hpsearch.service.child", str(entry.id), str(slot), str(self.slots)]
         environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"} | {"OPTUNA_STORAGE": self.where.storage}
         environment |= {"MLFLOW_TRACKING_URI": self.where.tracking} if self.where.tracking else {UNTRACKED: "1"}
         with suppress(OSError):

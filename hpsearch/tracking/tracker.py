@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hpsearch.dbfile import remove_leftovers
 from hpsearch.errors import FixInput
-from hpsearch.machine import shielded
+from hpsearch.machine import safe_import_path, shielded
 from hpsearch.tracking.process import masked, serve
 from hpsearch.tracking.stores import check_store, store_file
 from hpsearch.types import EpochDone, Event, TrackingBehind, TrialEnded
@@ -69,7 +69,7 @@ class MlflowTracker:
         self.taken, self.beats, self.failures = (context.RawValue("q", 0) for _ in range(3))  # no lock that a killed process would keep
         shared = (self.events, self.answers, self.taken, self.beats, self.failures)
         self.process = context.Process(target=serve, args=(*shared, uri, str(folder)), name="hpsearch-mlflow", daemon=True)
-        with shielded():
+        with shielded(), safe_import_path():
             self.process.start()
         self.problem: str | None = None
         self.points = 0  # recorded: epochs, and ends of trials

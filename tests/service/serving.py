@@ -21,14 +21,14 @@ TWINS = 24  # studies whose processes are forked; later ones are started as usua
 class Server:
     """`hpsearch serve` on a free port."""
 
-    def __init__(self, folder, *options, port=0, environment=None, twins=TWINS):
+    def __init__(self, folder, *options, port=0, environment=None, twins=TWINS, cold=False):
         command = [HPSEARCH, "serve", "--port", str(port), "--no-tracking", *options]
         self.folder = folder
         self.log = (folder / "serve.log").open("a+")
         begun = self.log.tell()
         environment = os.environ | (environment or {})
         how = {"stdout": subprocess.DEVNULL, "stderr": self.log, "env": environment, "start_new_session": True}
-        self.process = Command(command, cwd=folder, twins=twins, **how)
+        self.process = subprocess.Popen(command, cwd=folder, **how) if cold else Command(command, cwd=folder, twins=twins, **how)
         give_up = time.monotonic() + 90
         while not (found := re.search(r"hpsearch on (http://(\S+):(\d+))", (folder / "serve.log").read_text()[begun:])):
             assert self.process.poll() is None, (folder / "serve.log").read_text()[begun:]

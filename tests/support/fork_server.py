@@ -253,7 +253,8 @@ def offer_twins(count: int) -> None:
 
     def fork_exec(arguments, executables, close, keep, cwd, env, *more):  # type: ignore[no-untyped-def]
         words = [os.fsdecode(word) for word in arguments]
-        if not twins or words[:2] != [sys.executable, "-m"] or not words[2].startswith(("hpsearch.", "uvicorn")):
+        module = words[words.index("-m") + 1] if words[0] == sys.executable and "-m" in words[:3] else ""
+        if not twins or not module.startswith(("hpsearch.", "uvicorn")):
             return execute(arguments, executables, close, keep, cwd, env, *more)
         descriptors = {number: given if given != -1 else number for number, given in ((0, more[0]), (1, more[3]), (2, more[5]))}
         changes = {"new_session": bool(more[9]), "twins": TWINS}
@@ -271,19 +272,20 @@ def run(asked: dict[str, object]) -> None:
     """Does what `python ARGUMENTS` does."""
     arguments = [str(word) for word in asked["arguments"]]  # type: ignore[call-overload]
     rest = arguments[1:]
+    safe = "-P" in rest or bool(os.environ.get("PYTHONSAFEPATH"))  # no working folder on the import path
     while rest and rest[0].startswith("-") and rest[0] not in ("-c", "-m"):
         rest = rest[2 if rest[0] in ("-W", "-X") else 1 :]  # what they change is the server's
     more = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [entry for entry in more if entry]
     if rest[0] == "-c":
-        sys.argv, sys.path[0] = ["-c", *rest[2:]], ""
+        sys.argv, sys.path[:1] = ["-c", *rest[2:]], [] if safe else [""]
         module = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(rest[1], "<string>", "exec"), vars(module))
     elif rest[0] == "-m":
-        sys.argv, sys.path[0] = ["-m", *rest[2:]], os.getcwd()
+        sys.argv, sys.path[:1] = ["-m", *rest[2:]], [] if safe else [os.getcwd()]
         runpy.run_module(rest[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[0] = rest, str(Path(rest[0]).parent)
+        sys.argv, sys.path[:1] = rest, [] if safe else [str(Path(rest[0]).parent)]
         module = sys.modules["__main__"] = types.ModuleType("__main__")
         module.__file__ = rest[0]
         exec(compile(Path(rest[0]).read_bytes(), rest[0], "exec"), vars(module))

@@ -80,7 +80,7 @@ def test_records_hold_names():
     assert (record.checkpoint, record.state) == ("trial-0001.safetensors", "x")
 
 
-@pytest.mark.parametrize("name", ["../../x", "confirm-0001/../../x", "trial-1", "", "again-", "x"])
+@pytest.mark.parametrize("name", ["../../x", "confirm-0001/../../x", "", "..", ".hidden", "a b", "a\nb"])
 def test_the_name_of_a_run_leads_nowhere(name):
     with pytest.raises(ValueError, match="no name of a run"):
         Setup(name, 0)
