@@ -136,6 +136,41 @@ def test_a_second_session_goes_on_under_the_same_parent_and_completes_what_was_c
     assert [m.step for m in history] == [1, 2]
 
 
+def told(uri, folder, events):
+    tracker = MlflowTracker(uri, folder)
+    for event in events:
+        tracker.record(event)
+    tracker.close()
+    assert tracker.problem == ""
+
+
+def test_runs_of_a_persons_own_below_a_study_are_left_alone(tmp_path, new_store):
+    uri = new_store(tmp_path)
+    told(uri, tmp_path, study_events())
+    client, parent, children = runs_of(tmp_path)
+    tags = {"mlflow.parentRunId": parent.info.run_id}
+    mine = [
+        client.create_run(parent.info.experiment_id, tags=tags | more) for more in ({}, {"hpsearch.trial": "7"}, {"hpsearch.trial": "x"})
+    ]
+    client.log_metric(mine[0].info.run_id, "holdout", 0.93)
+    told(uri, tmp_path, study_events())
+    for run in mine:
+        assert client.get_run(run.info.run_id).info.lifecycle_stage == "active"
+    assert client.get_run(mine[0].info.run_id).data.metrics == {"holdout": 0.93}
+
+
+def test_a_parent_run_that_was_deleted_by_hand_comes_back_and_its_trials_are_there_once(tmp_path, new_store):
+    uri = new_store(tmp_path)
+    told(uri, tmp_path, study_events())
+    client, parent, children = runs_of(tmp_path)
+    client.delete_run(parent.info.run_id)
+    told(uri, tmp_path, study_events())
+    _, again, now = runs_of(tmp_path)
+    assert again.info.run_id == parent.info.run_id
+    assert now.keys() == children.keys()
+    assert len(client.search_runs([parent.info.experiment_id], max_results=100)) == 1 + len(children)
+
+
 def test_another_study_of_the_same_name_gets_a_parent_of_its_own(tmp_path, new_store):
     uri = new_store(tmp_path)
     for uid in ("aaaa", "bbbb"):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Run
 
 BATCH = 900  # metrics in one request; MLflow takes 1000
+NUMBER = re.compile(r"-?\d+")  # of a trial; those of runs beside the search are negative
 STATUS = {Status.COMPLETE: "FINISHED", Status.PRUNED: "KILLED", Status.FAILED: "FAILED"}  # as MLflow's own Optuna storage has it
 
 
@@ -151,6 +153,8 @@ class Mirror:
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(self.experiment)
         parents = self.search(mine)
+        if not parents and (parents := self.search(mine, deleted=True)[:1]):  # by a person; its trials would be there twice
+            self.client.restore_run(parents[0].info.run_id)
         if parents:
             self.parent, self.tags = parents[0].info.run_id, parents[0].data.tags
             self.client.update_run(self.parent, status="RUNNING")
@@ -169,7 +173,7 @@ class Mirror:
     def adopt(self, event: StudyStarted, ended: Mapping[int, TrialRecord]) -> None:
         """Make the child runs those of the trials that have ended, and of those that wait at a rung."""
         cut: set[int] = set()
-        for run in self.search(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
+        for run in self.children(self.parent):
             number, state = int(run.data.tags["hpsearch.trial"]), run.data.tags.get("hpsearch.state")
             if (
                 number in ended
@@ -190,12 +194,20 @@ class Mirror:
                 self.trials[record.number] = (Trial(record.number, record.params, record.attempt, record.origin), begun)
                 self.curves[record.number] = [(row, begun + row.get("seconds", 0.0)) for row in record.curve]
 
-    def search(self, query: str) -> list[Run]:
-        """All runs of the experiment that match."""
+    def children(self, parent: str) -> list[Run]:
+        """Returns the runs of trials below a parent run; a person may have added runs of their own, which are left alone."""
+        runs = self.search(f"tags.`mlflow.parentRunId` = '{parent}'")
+        return [run for run in runs if NUMBER.fullmatch(run.data.tags.get("hpsearch.trial", "")) and "hpsearch.kind" in run.data.tags]
+
+    def search(self, query: str, deleted: bool = False) -> list[Run]:
+        """All runs of the experiment that match; of those that were deleted, if so asked."""
+        from mlflow.entities import ViewType
+
         runs: list[Run] = []
         token: str | None = None
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         while True:
-            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment], query, run_view_type=view, max_results=1000, page_token=token)
             self.beat()
             runs += page
             token = page.token
@@ -259,7 +271,7 @@ class Mirror:
     def sweep(self) -> None:
         """Delete runs of this study that are nobody's: a server may carry out, later, what was given up and asked for again."""
         parents = [run.info.run_id for run in self.search(f"tags.`hpsearch.uid` = '{self.uid}' AND tags.`hpsearch.kind` = 'study'")]
-        for run in [run for parent in parents for run in self.search(f"tags.`mlflow.parentRunId` = '{parent}'")]:
+        for run in [run for parent in parents for run in self.children(parent)]:
             if run.info.run_id not in self.runs.values() and run.data.tags.get("hpsearch.state") != "INTERRUPTED":
                 self.client.delete_run(run.info.run_id)
         for parent in parents:
