@@ -286,6 +286,12 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
         click.echo(json.dumps(study_json(found), indent=2))
         return
     click.echo(f"{harmless(found.name)}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
+    if not found.uid:
+        click.echo(f"It was not made by hpsearch; its objective: {found.spec['objective']}")
+        for r in found.records:
+            told = "  ".join(f"{key} {value!r}" for key, value in (*r.metrics.items(), *r.params.items()))
+            click.echo(harmless(f"{r.number:>5} {r.status.value.lower():<9} {told}"))
+        return
     click.echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
     for r in found.records:
         loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
@@ -322,11 +328,12 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
         click.echo(json.dumps(record_json(record) | more, indent=2))
         return
     click.echo(f"{harmless(found.name)}: trial {record.number}  {score(record)}")
-    click.echo(f"  {diagnose(record)}")
+    if record.curve:
+        click.echo(f"  {diagnose(record)}")
     for line in (*confirmed(proof, record.objective), *tested(proof)):
         click.echo(f"  {line}" if line else "")
     for key, value in record.params.items():
-        click.echo(f"  {key}: {value}")
+        click.echo(harmless(f"  {key}: {value}"))
     for line in class_lines(record, found.facts.get("classes", ())):
         click.echo(line)
     if weights is not None:

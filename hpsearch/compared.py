@@ -130,7 +130,7 @@ def conclude(
     with opened(where.storage) as storage:
         studies = [read_study(storage, study) for study in names]
     for study in studies:
-        if not study.spec:
+        if not study.uid:
             raise FixInput(f"the study '{study.name}' was not made by hpsearch, so nothing says what it searched: leave it out")
     studies, notes = finished(studies, whole)
     if changes := mixed(studies):

@@ -251,7 +251,7 @@ class Course:
             found, name = self.stored(spec), spec.study_name()
             if found is None or not found.records:
                 continue
-            changes = differences(comparable(found.spec), spec.identity()) if found.spec else ["it was not made by hpsearch"]
+            changes = differences(comparable(found.spec), spec.identity()) if found.uid else ["it was not made by hpsearch"]
             if not changes and began_with(self.storage, name) != initial(spec, self.asked.initial):
                 changes = ["it began with other initial trials: --initial was another number"]
             if changes:

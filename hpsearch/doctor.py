@@ -197,6 +197,7 @@ def place_finding(name: str, folder: Path, remedy: str) -> Finding:
 def storage(clinic: Clinic) -> Iterator[Finding]:
     """Whether the storage is there, whole, and can be read."""
     from hpsearch.search.catalog import read_study, study_names
+    from hpsearch.names import is_name
     from hpsearch.search.lease import holders
     from hpsearch.search.store import REMEDY, opened, shown, sqlite_path
 
@@ -210,13 +211,14 @@ def storage(clinic: Clinic) -> Iterator[Finding]:
         return
     try:
         with opened(url) as store:
-            clinic.studies = {name: read_study(store, name) for name in study_names(store)}
+            studies = {name: read_study(store, name) for name in study_names(store)}
             clinic.leases = {name: holder.who for name, holder in holders(store).items()} if path is None else {}
     except FixSetup as error:
         yield Finding("storage", "problem", str(error))
         return
-    trials = sum(len(stored.records) for stored in clinic.studies.values())
-    yield Finding("storage", "ok", f"{path or shown(url)}: {len(clinic.studies):,} studies, {trials:,} trials")
+    clinic.studies = {name: stored for name, stored in studies.items() if stored.uid and is_name(name)}
+    trials = sum(len(stored.records) for stored in studies.values())
+    yield Finding("storage", "ok", f"{path or shown(url)}: {len(studies):,} studies, {trials:,} trials")
 
 
 def mlflow(clinic: Clinic) -> Iterator[Finding]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch import tracking
-from hpsearch.errors import FixSetup, NotFound
+from hpsearch.errors import FixInput, FixSetup, NotFound
 from hpsearch.names import check_name
 from hpsearch.proof import winner_of
-from hpsearch.types import StoredStudy, TrialRecord
+from hpsearch.types import SEVERAL, StoredStudy, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -50,6 +50,8 @@ def place(folder: Path, storage: str | None = None, tracking_uri: str | None = N
 def winning(stored: StoredStudy) -> TrialRecord:
     """A study's winner; NotFound when no trial is complete."""
     record = winner_of(stored)
+    if record is None and stored.spec.get("objective") == SEVERAL:
+        raise FixInput(f"'{stored.name}' has several objectives, so no trial of it is the best; `hpsearch show` lists them")
     if record is None:
         raise NotFound(f"no trial of '{stored.name}' is complete yet: run it on, or look at `hpsearch show {stored.name}`")
     return record

@@ -14,6 +14,7 @@ from hpsearch.seeds import seed_for
 from hpsearch.statistics import Estimate, mean_interval
 from hpsearch.types import (
     OBJECTIVES,
+    SIGNS,
     Judged,
     Params,
     Setup,
@@ -410,7 +411,7 @@ def best_at(record: TrialRecord) -> float:
 
 def reach(a: TrialRecord, b: TrialRecord) -> float | None:
     """Seconds of training until run b was as good as run a came to be."""
-    sign = OBJECTIVES[a.objective]
+    sign = SIGNS[a.objective]
     return next((row["seconds"] for row in b.curve if a.objective in row and sign * row[a.objective] <= a.cost), None)
 
 

@@ -49,6 +49,11 @@ def report(
         refuse_wrong_kind(out, fmt)
     with opened(where.storage) as storage:
         stored = read(storage, name)
+        if not stored.uid:
+            raise FixInput(
+                f"'{stored.name}' was not made by hpsearch, and a report tells of trainings: `hpsearch show` lists its trials, and "
+                "optuna-dashboard draws them"
+            )
         view = view_of(storage, stored, where)
     if trial is not None:
         from hpsearch.report.trial import trial_of

@@ -96,7 +96,7 @@ def facts_of(storage: RDBStorage, spec: StudySpec) -> Mapping[str, Any]:
         stored = read_study(storage, spec.study_name())
     except NotFound:
         return {}
-    return stored.facts if stored.spec and choices_of(stored.spec) == spec.models else {}
+    return stored.facts if stored.uid and choices_of(stored.spec) == spec.models else {}
 
 
 def prepare(executor: Workforce, spec: StudySpec, folder: Path, say: Say, stopped_by: Callable[[], int | None]) -> Prepared:

@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.types import (
+    OBJECTIVES,
+    SIGNS,
     BudgetRaised,
     EpochDone,
     Event,
@@ -156,8 +158,12 @@ def score(record: TrialRecord) -> str:
 
 
 def shown_value(metric: str, value: float | None) -> str:
-    """A loss with four digits, a share as a percentage."""
-    return "-" if value is None else f"{value:.4f}" if metric == "val_loss" else f"{100 * value:.1f} %"
+    """A loss with four digits, a share as a percentage, a value of another program as it is."""
+    if value is None:
+        return "-"
+    if metric not in OBJECTIVES and metric in SIGNS:
+        return f"{value:.6g}"
+    return f"{value:.4f}" if metric == "val_loss" else f"{100 * value:.1f} %"
 
 
 def task(facts: Mapping[str, Any]) -> str:

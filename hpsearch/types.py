@@ -24,6 +24,8 @@ OBJECTIVES: Mapping[str, int] = {  # what a study may optimise; 1: less is bette
     "f1": -1,
     "top5": -1,
 }
+VALUE, MAXIMIZED, SEVERAL = "value", "value (maximized)", "values (several)"  # what studies of other programs optimise
+SIGNS: Mapping[str, int] = {**OBJECTIVES, VALUE: 1, MAXIMIZED: -1, SEVERAL: 1}
 
 
 Say: TypeAlias = Callable[[str, int, int], None]
@@ -208,7 +210,7 @@ class TrialRecord:
     curve: Sequence[Mapping[str, float]]  # `Progress.row` of each epoch
     checkpoint: str | None  # name of the file with its weights, in the study's folder; a path is reduced to that
     error: str | None
-    objective: str = "val_loss"  # one of OBJECTIVES: what the study optimises
+    objective: str = "val_loss"  # one of SIGNS: what the study optimises
     per_class: PerClass = field(default_factory=dict)
     state: str | None = None  # name of the file that a paused trial resumes from, there too
     setup: Setup | None = None  # of a run beside the search
@@ -263,7 +265,7 @@ class TrialRecord:
     @property
     def cost(self) -> float:
         """The score, negated where more is better, so that less is better; infinite without one."""
-        return math.inf if self.score is None or not math.isfinite(self.score) else OBJECTIVES[self.objective] * self.score
+        return math.inf if self.score is None or not math.isfinite(self.score) else SIGNS[self.objective] * self.score
 
 
 def score_of(objective: str, val_loss: float | None, metrics: Mapping[str, float]) -> float | None:
@@ -307,7 +309,7 @@ class StoredStudy:
     """A study as the storage has it."""
 
     name: str
-    spec: Mapping[str, Any]  # resolved; empty when another program made the study
+    spec: Mapping[str, Any]  # resolved; of a study that another program made, the objective alone
     facts: Mapping[str, Any]
     records: tuple[TrialRecord, ...]
     runs: tuple[TrialRecord, ...] = ()  # beside the search
@@ -317,8 +319,8 @@ class StoredStudy:
 
     @property
     def default(self) -> TrialRecord | None:
-        """Trial 0, the default recipe."""
-        return next((r for r in self.records if r.number == 0), None)
+        """Trial 0, the default recipe; None in a study of another program."""
+        return next((r for r in self.records if r.number == 0), None) if self.uid else None
 
 
 def finite_json(value: Any) -> Any:

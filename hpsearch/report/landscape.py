@@ -15,7 +15,7 @@ from hpsearch.report.parallel import parallel
 from hpsearch.report.style import BEST, COLOURS, DRAWN_FATES, Drawn, figure, translucent
 from hpsearch.report.survival import rungs
 from hpsearch.report.words import FATES, several
-from hpsearch.types import OBJECTIVES, Status, TrialRecord
+from hpsearch.types import SIGNS, Status, TrialRecord
 
 if TYPE_CHECKING:
     from hpsearch.report.tables import StudyView
@@ -102,7 +102,7 @@ def map_fields(view: StudyView) -> list[Field]:
     found = []
     for (level, place), records in sorted(groups.items()):
         best = min(records, key=lambda r: (r.cost, r.number))
-        score = OBJECTIVES[best.objective] * best.cost
+        score = SIGNS[best.objective] * best.cost
         found.append(Field(level, 10 ** (low + place * step), 10 ** (low + (place + 1) * step), score, best.number, len(records)))
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpsearch.types import OBJECTIVES
+from hpsearch.types import OBJECTIVES, SIGNS
 
 LABELS = {
     "val_loss": "validation loss",
@@ -52,6 +52,8 @@ class Objective:
 def objective(spec: Mapping[str, Any]) -> Objective:
     """The objective of a resolved study."""
     name = spec.get("objective", "val_loss")
+    if name in SIGNS and name not in OBJECTIVES:
+        return Objective(name, name, "score", "as it is", 1.0, SIGNS[name])
     if name not in LABELS or name == "val_loss":
         return Objective("val_loss", LABELS["val_loss"], "loss", "nats", 1.0, OBJECTIVES["val_loss"])
     return Objective(name, LABELS[name], "score", "%", 100.0, OBJECTIVES[name])

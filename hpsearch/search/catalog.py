@@ -7,11 +7,12 @@ import warnings
 
 import optuna
 from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
 
 from hpsearch.errors import NotFound, nearest
 from hpsearch.recipes import told
 from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, check_layout, fixed_of, record_of, runs_of
-from hpsearch.types import Status, StoredStudy
+from hpsearch.types import MAXIMIZED, SEVERAL, VALUE, Status, StoredStudy
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -27,9 +28,10 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
         known = study_names(storage)
         raise NotFound(f"no study {told(name)}: {nearest(name, known) if known else 'the storage is empty'}") from None
     attributes = storage.get_study_user_attrs(study_id)
-    stored = attributes.get(RECORD, {})
+    found = attributes.get(RECORD)
+    stored = found if isinstance(found, dict) else {}
     check_layout(name, stored)
-    spec = stored.get("spec", {})
+    spec = stored.get("spec", {}) if stored else {"objective": foreign_objective(storage.get_study_directions(study_id))}
     fixed = fixed_of(spec)
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
     objective = spec.get("objective", "val_loss")
@@ -37,6 +39,13 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
     remarks = tuple(stored.get(HEADSTART, {}).get("remarks", ()))
     runs = runs_of(attributes, objective)
     return StoredStudy(name, spec, stored.get("facts", {}), records, runs, openings, remarks, stored.get("uid", ""))
+
+
+def foreign_objective(directions: list[StudyDirection]) -> str:
+    """Returns what a study of another program optimises, one of SIGNS."""
+    if len(directions) > 1:
+        return SEVERAL
+    return MAXIMIZED if directions[0] is StudyDirection.MAXIMIZE else VALUE
 
 
 def importance(storage: RDBStorage, name: str) -> tuple[tuple[tuple[str, float], ...], str]:

@@ -196,19 +196,22 @@ def fixed_of(spec: Mapping[str, Any]) -> Params:
 
 def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
     """A stored trial as a record."""
-    more: dict[str, Any] = trial.user_attrs.get(RECORD, {})
+    found = trial.user_attrs.get(RECORD)
+    more: dict[str, Any] = found if isinstance(found, dict) else {}  # another program may use the name
+    ours, values = objective in OBJECTIVES, trial.values or ()
+    names = [objective] if len(values) == 1 else [f"value {i}" for i in range(len(values))]
     blank = TrialRecord(
         number=trial.number,
         status=STATUSES[trial.state],
         params={**fixed, **trial.params},
         origin="sampled",
         attempt=1,
-        val_loss=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        val_loss=values[0] if ours and values and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
         best_epoch=None,
         seconds=0.0,
         started=trial.datetime_start.astimezone(UTC).timestamp() if trial.datetime_start else None,
         ended=None,
-        metrics={},
+        metrics={} if ours else dict(zip(names, values, strict=True)),
         effective={},
         curve=(),
         checkpoint=None,

@@ -30,7 +30,7 @@ from hpsearch.service.guard import COOKIE
 from hpsearch.service.mlflow_links import page_of
 from hpsearch.service.models import Revision
 from hpsearch.terminal import brief, shown_value
-from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
+from hpsearch.types import SIGNS, StoredStudy, TrialRecord, best_record, finite_json
 
 router = APIRouter(include_in_schema=False)
 LISTED = 200  # studies on the first page
@@ -355,7 +355,7 @@ def drawn(desk: Desk, name: str) -> dict[str, Any]:
     chosen = [r for r in records if r.curve and (r.number >= len(records) - DRAWN or r is best or r.number == 0)]
     return {
         "objective": objective,
-        "sign": OBJECTIVES.get(objective, 1),
+        "sign": SIGNS.get(objective, 1),
         "best": best.number if best else None,
         "trials": points(records),
         "curves": {r.number: [(row["epoch"], row["val_loss"]) for row in r.curve] for r in chosen if r.status.ended},
@@ -481,12 +481,12 @@ def beside(studies: list[StoredStudy]) -> tuple[list[dict[str, Any]], list[dict[
         objective = str(stored.spec.get("objective", "val_loss"))
         best, default = best_of(stored), stored.default
         known = best is not None and default is not None and best.score is not None and default.score is not None
-        better = (default.score - best.score) * OBJECTIVES.get(objective, 1) if known else None  # type: ignore[union-attr, operator]
+        better = (default.score - best.score) * SIGNS.get(objective, 1) if known else None  # type: ignore[union-attr, operator]
         row = {"study": stored.name, "sampler": stored.spec.get("sampler", "–"), "objective": objective, "gain": gain(better, objective)}
         row |= {"best": best.score if best else None, "default": default.score if default else None}
         rows.append(row | {"ended": sum(r.status.ended for r in stored.records), "seconds": sum(r.seconds for r in stored.records)})
         line = {"study": stored.name, "sampler": row["sampler"], "repeat": int(stored.spec.get("repeat", 0))}
-        race.append(line | {"sign": OBJECTIVES.get(objective, 1), "trials": points(stored.records)})
+        race.append(line | {"sign": SIGNS.get(objective, 1), "trials": points(stored.records)})
     return rows, finite_json(race)
 
 

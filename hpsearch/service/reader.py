@@ -22,7 +22,7 @@ from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.glance import Glance, glances, together
 from hpsearch.search.queue import Entry, Queue
 from hpsearch.search.store import open_storage
-from hpsearch.types import OBJECTIVES, StoredStudy, TrialRecord, best_record, finite_json
+from hpsearch.types import OBJECTIVES, SIGNS, StoredStudy, TrialRecord, best_record, finite_json
 
 FRESH = 1.0  # seconds for which what was read is good enough, unless it was changed here
 KEPT = 256  # things read that are kept
@@ -235,7 +235,7 @@ def about(stored: StoredStudy) -> dict[str, Any]:
     said = diagnoses(stored.records)
     gain = None
     if best and default and best.score is not None and default.score is not None:
-        gain = (default.score - best.score) * OBJECTIVES.get(objective, 1)
+        gain = (default.score - best.score) * SIGNS.get(objective, 1)
     return {
         "objective": objective,
         "best": trial_row(best) | {"diagnosis": said.get(best.number)} if best else None,
