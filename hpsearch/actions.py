@@ -347,7 +347,7 @@ def ui(where: Place, host: str, port: int) -> tuple[list[str], int]:
 
 def overview(study: StoredStudy) -> dict[str, Any]:
     """A study as one row."""
-    record = best_record(study.records)
+    record = winner_of(study)
     return {
         "study": study.name,
         "trials": len(study.records),

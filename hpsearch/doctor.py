@@ -196,8 +196,8 @@ def place_finding(name: str, folder: Path, remedy: str) -> Finding:
 
 def storage(clinic: Clinic) -> Iterator[Finding]:
     """Whether the storage is there, whole, and can be read."""
-    from hpsearch.search.catalog import read_study, study_names
     from hpsearch.names import is_name
+    from hpsearch.search.catalog import read_study, study_names
     from hpsearch.search.lease import holders
     from hpsearch.search.store import REMEDY, opened, shown, sqlite_path
 

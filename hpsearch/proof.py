@@ -24,6 +24,7 @@ from hpsearch.types import (
     TrialRecord,
     Value,
     best_record,
+    is_winnable,
     point_key,
     score_of,
 )
@@ -238,7 +239,7 @@ def completed(study: StoredStudy) -> dict[str, TrialRecord]:
 
 def usable(record: TrialRecord) -> bool:
     """Whether a run has a score."""
-    return record.status is Status.COMPLETE and math.isfinite(record.cost)
+    return is_winnable(record)
 
 
 def best_factor(study: StoredStudy, best: TrialRecord | None, kind: str, done: Mapping[str, TrialRecord]) -> float | None:
@@ -285,6 +286,20 @@ def winner_of(study: StoredStudy) -> TrialRecord | None:
     if best is None or not order or not complete(study):
         return best
     return next(r for r in study.records if r.number == order[0].trial)
+
+
+def explain_winner(study: StoredStudy) -> str:
+    """Returns by what `winner_of` chose: the mean over confirmations once they are complete, the score of the search until then."""
+    objective = str(study.spec.get("objective", "val_loss"))
+    if ranked(study) and complete(study):
+        return f"mean {objective} over {confirmed_on(study)}"
+    return f"{objective} of the search"
+
+
+def confirmed_on(study: StoredStudy) -> str:
+    """Returns on what the best trials are trained again, such as "5 fresh seeds"; "" where they are not."""
+    asked = repeats(study.spec)
+    return "" if asked is None else f"{asked['times']} {'folds' if study.spec.get('cv') else 'fresh seeds'}"
 
 
 def complete(study: StoredStudy) -> bool:
@@ -417,7 +432,7 @@ def reach(a: TrialRecord, b: TrialRecord) -> float | None:
 
 def proof_of(study: StoredStudy) -> Proof:
     """Everything proven so far."""
-    best, order, asked = winner_of(study), ranked(study), repeats(study.spec)
+    best, order = winner_of(study), ranked(study)
     groups = arms(study) if wanted(study) else {}
     last = study.openings[-1] if study.openings else None
     judged = {j["name"]: Judged.from_json(j) for j in last["judged"]} if last and best and last["trial"] == best.number else {}
@@ -426,7 +441,7 @@ def proof_of(study: StoredStudy) -> Proof:
     return Proof(
         winner=best.number if best else None,
         confirmed=bool(order) and complete(study),
-        how="" if asked is None else f"{asked['times']} {'folds' if study.spec.get('cv') else 'fresh seeds'}",
+        how=confirmed_on(study),
         candidates=order,
         rows=rows(study, groups, best, judged) if groups and best else (),
         gains=gains(study, groups) if best else (),

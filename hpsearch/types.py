@@ -298,9 +298,14 @@ def sound(outcome: Outcome, objective: str) -> Outcome:
     return Outcome(outcome.trial, Status.FAILED, seconds=outcome.seconds, effective=outcome.effective, error=reason)
 
 
+def is_winnable(record: TrialRecord) -> bool:
+    """Whether a trial can be chosen: it is complete with a finite score, and another program that added it did not keep its weights."""
+    return record.status is Status.COMPLETE and math.isfinite(record.cost) and record.origin != "added"
+
+
 def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
     """The complete trial of the best score, the earlier one of equals; pruned trials never win, they were cut short."""
-    complete = (r for r in records if r.status is Status.COMPLETE and math.isfinite(r.cost))
+    complete = (r for r in records if is_winnable(r))
     return min(complete, key=lambda r: (r.cost, r.number), default=None)
 
 
@@ -320,7 +325,8 @@ class StoredStudy:
     @property
     def default(self) -> TrialRecord | None:
         """Trial 0, the default recipe; None in a study of another program."""
-        return next((r for r in self.records if r.number == 0), None) if self.uid else None
+        foreign = self.spec.get("objective") in (VALUE, MAXIMIZED, SEVERAL)
+        return None if foreign else next((r for r in self.records if r.number == 0), None)
 
 
 def finite_json(value: Any) -> Any:

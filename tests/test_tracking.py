@@ -147,7 +147,7 @@ def told(uri, folder, events):
 def test_runs_of_a_persons_own_below_a_study_are_left_alone(tmp_path, new_store):
     uri = new_store(tmp_path)
     told(uri, tmp_path, study_events())
-    client, parent, children = runs_of(tmp_path)
+    client, parent, _ = runs_of(tmp_path)
     tags = {"mlflow.parentRunId": parent.info.run_id}
     mine = [
         client.create_run(parent.info.experiment_id, tags=tags | more) for more in ({}, {"hpsearch.trial": "7"}, {"hpsearch.trial": "x"})

@@ -15,6 +15,7 @@ from sqlalchemy import Table, func, select, true
 STUDIES: Table = models.StudyModel.__table__
 DIRECTIONS: Table = models.StudyDirectionModel.__table__
 TRIALS: Table = models.TrialModel.__table__
+ATTRIBUTES: Table = models.StudyUserAttributeModel.__table__
 VALUES: Table = models.TrialValueModel.__table__
 FATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
 
@@ -27,6 +28,7 @@ class Glance:
     counts: dict[str, int]  # trials by fate: complete, pruned, failed, running, waiting
     best: float | None  # score of the best complete trial
     default: float | None  # of trial 0
+    confirmed: bool = False  # whether its best trials have been trained again
 
 
 def together(name: str, studies: Sequence[Glance], sign: int) -> Glance:
@@ -59,4 +61,8 @@ def glances(storage: RDBStorage, names: Sequence[str] | None = None) -> dict[str
         best = {number: low if down.get(number, True) else high for number, low, high in db.execute(ended.group_by(TRIALS.c.study_id))}
         first = ended.where(TRIALS.c.number == 0).group_by(TRIALS.c.study_id)
         default = {number: low for number, low, _ in db.execute(first)}
-    return {name: Glance(name, counts[number], best.get(number), default.get(number)) for number, name in known.items()}
+        again = select(ATTRIBUTES.c.study_id).distinct().where(ATTRIBUTES.c.key.like("hpsearch.run.confirm-%"))
+        confirmed = {row[0] for row in db.execute(again)}
+    return {
+        name: Glance(name, counts[number], best.get(number), default.get(number), number in confirmed) for number, name in known.items()
+    }

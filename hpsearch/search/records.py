@@ -204,7 +204,7 @@ def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
         number=trial.number,
         status=STATUSES[trial.state],
         params={**fixed, **trial.params},
-        origin="sampled",
+        origin="sampled" if more or not ours else "added",
         attempt=1,
         val_loss=values[0] if ours and values and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
         best_epoch=None,

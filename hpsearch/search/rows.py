@@ -76,6 +76,8 @@ def reopen(storage: RDBStorage, trial_id: int, trial: FrozenTrial) -> None:
     """Set an interrupted trial running again, without the reports of its earlier attempt."""
     with storage.engine.begin() as db:
         db.execute(delete(REPORTS).where(REPORTS.c.trial_id == trial_id))
+        stored = {row[0] for row in db.execute(select(PARAMS.c.param_name).where(PARAMS.c.trial_id == trial_id))}
+        put(db, PARAMS, (parameter(trial_id, trial, name) for name in trial.params if name not in stored))  # none of an enqueued one
         attributes(db, USER, trial_id, trial.user_attrs)
         db.execute(update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(state=TrialState.RUNNING, datetime_start=datetime.now()))
 

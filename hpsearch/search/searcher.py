@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hpsearch.keeping import later_results, left_by, read_result, resumed
 from hpsearch.provenance import remembered
 from hpsearch.runtime.trial_files import TrialFiles, is_trial_file
 from hpsearch.search import rows
+from hpsearch.search.foreign_trials import ENQUEUED, enter, is_foreign, params_of_enqueued
 from hpsearch.search.headstart import NOTHING, HeadStart, keep
 from hpsearch.search.history import History
 from hpsearch.search.records import RECORD, direction_of, extras, keep_study, open_study, record_of, running
@@ -115,7 +118,11 @@ class OptunaSearcher:
             self.memory.set_study_system_attr(self.study._study_id, key, value)
         for stored in sorted(self.storage.get_all_trials(self.study_id), key=lambda t: t.number):
             self.ids[stored.number] = stored._trial_id
-            self.spent += float(stored.user_attrs.get(RECORD, {}).get("seconds", 0.0)) if stored.state.is_finished() else 0.0
+            foreign = is_foreign(stored)
+            if foreign:
+                self.enter_foreign(stored)
+            about = {} if is_foreign(stored) else stored.user_attrs[RECORD]
+            self.spent += float(about.get("seconds", 0.0)) if stored.state.is_finished() else 0.0
             if self.rungs is not None:
                 self.rungs.recall(stored.number, {percent: self.sign * v for percent, v in stored.intermediate_values.items()})
                 if stored.state is TrialState.PRUNED:
@@ -128,9 +135,8 @@ class OptunaSearcher:
                 if result is not None and stored.params.items() <= result.params.items():  # else of a trial that nobody heard of
                     untold.append(result)
                 else:
-                    about = stored.user_attrs.get(RECORD, {})
-                    attempt, losses = 1 + int(about.get("attempt", 1)), int(about.get("losses", 0))
-                    params, origin = self.fixed | stored.params, about.get("origin", "sampled")
+                    attempt, losses = (1 if foreign else 1 + int(about.get("attempt", 1))), int(about.get("losses", 0))
+                    params, origin = self.fixed | stored.params, ENQUEUED if foreign else about.get("origin", "sampled")
                     self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
             attributes, stored.user_attrs = stored.user_attrs, {}
             stored.system_attrs = {key: value for key, value in stored.system_attrs.items() if not key.startswith(PICKLES)}
@@ -140,6 +146,23 @@ class OptunaSearcher:
             self.history.note(stored)
         for result in untold:
             self.take(result)
+
+    def enter_foreign(self, stored: FrozenTrial) -> None:
+        """Makes a trial that another program has put into the study one of ours, to be trained if it has not ended."""
+        if stored.state.is_finished():
+            enter(stored, self.space, self.varied)
+            return
+        params = params_of_enqueued(stored, self.space, self.varied)
+        if isinstance(params, str):
+            error = f"it was enqueued by another program and cannot be trained: {params}"
+            stored.state, stored.datetime_complete, stored.params, stored.distributions = TrialState.FAIL, datetime.now(), {}, {}
+            stored.datetime_start = stored.datetime_start or stored.datetime_complete
+            stored.user_attrs[RECORD] = {"origin": ENQUEUED, "attempt": 1, "status": Status.FAILED.value, "error": error, "losses": 0}
+            ended = copy.copy(stored)  # whose attributes stay
+            self.writer.put(lambda: self.store_end(ended))
+            return
+        stored.params = {name: value for name, value in params.items() if name in self.varied}
+        stored.distributions = {name: self.varied[name] for name in stored.params}
 
     def adopt(self) -> None:
         """Enter the trials that the storage never heard of, because it was behind when the orchestrator was killed."""

@@ -21,6 +21,7 @@ from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, HpsearchError, NotFound, http_status
 from hpsearch.journal import recent
 from hpsearch.names import check_name
+from hpsearch.proof import winner_of
 from hpsearch.resources import folder
 from hpsearch.search.queue import COMPARE, Entry
 from hpsearch.service.api import SANDBOX, desk_of
@@ -30,7 +31,7 @@ from hpsearch.service.guard import COOKIE
 from hpsearch.service.mlflow_links import page_of
 from hpsearch.service.models import Revision
 from hpsearch.terminal import brief, shown_value
-from hpsearch.types import SIGNS, StoredStudy, TrialRecord, best_record, finite_json
+from hpsearch.types import SIGNS, StoredStudy, TrialRecord, finite_json
 
 router = APIRouter(include_in_schema=False)
 LISTED = 200  # studies on the first page
@@ -310,6 +311,8 @@ def verdict(row: Mapping[str, Any], objective: str, better: str) -> str:
         return begun.get(row["state"], f"It is {row['state']}, and no trial is complete.")
     best = row["best"]
     text = f"The best of {row['ended']} trials is trial {best['number']}: {objective} {measure(row['best_score'], objective)}"
+    if best["chosen_by"].startswith("mean "):
+        text += f", chosen by its {best['chosen_by']}"
     if best["number"] == 0:
         return f"{text}, which is the default recipe: nothing has been gained so far."
     text += f", {better} than the default recipe." if row.get("gain") is not None else "."
@@ -330,7 +333,7 @@ def table(desk: Desk, name: str) -> dict[str, Any]:
     """The trials of a study, newest first, and what of their hyperparameters varies."""
     stored = stored_or_empty(desk, name)
     records = sorted(stored.records, key=lambda r: -r.number)
-    best = best_of(stored)
+    best = winner_of(stored)
     space = stored.spec.get("space", {})
     varied = [key for key, entry in space.items() if not (isinstance(entry, Mapping) and "value" in entry)]
     return {
@@ -342,16 +345,11 @@ def table(desk: Desk, name: str) -> dict[str, Any]:
     }
 
 
-def best_of(stored: StoredStudy) -> TrialRecord | None:
-    """The best trial."""
-    return best_record(stored.records)
-
-
 def drawn(desk: Desk, name: str) -> dict[str, Any]:
     """Trials and curves."""
     stored, objective = stored_or_empty(desk, name), ""
     objective = str(stored.spec.get("objective", "val_loss"))
-    best, records = best_of(stored), stored.records
+    best, records = winner_of(stored), stored.records
     chosen = [r for r in records if r.curve and (r.number >= len(records) - DRAWN or r is best or r.number == 0)]
     return {
         "objective": objective,
@@ -375,7 +373,7 @@ def trial(name: str, number: int, request: Request) -> HTMLResponse:
         stored, record = desk.reader.trial(name, number)
     except HpsearchError as error:
         return trouble(error)
-    best, default = best_of(stored), stored.default
+    best, default = winner_of(stored), stored.default
     ranked = sorted((r.cost, r.number) for r in stored.records if r.status.value == "COMPLETE")
     rank = next((place for place, (_, n) in enumerate(ranked, 1) if n == number), None)
     keys = dict.fromkeys([*record.params, *record.effective])
@@ -479,7 +477,7 @@ def beside(studies: list[StoredStudy]) -> tuple[list[dict[str, Any]], list[dict[
     rows, race = [], []
     for stored in studies:
         objective = str(stored.spec.get("objective", "val_loss"))
-        best, default = best_of(stored), stored.default
+        best, default = winner_of(stored), stored.default
         known = best is not None and default is not None and best.score is not None and default.score is not None
         better = (default.score - best.score) * SIGNS.get(objective, 1) if known else None  # type: ignore[union-attr, operator]
         row = {"study": stored.name, "sampler": stored.spec.get("sampler", "–"), "objective": objective, "gain": gain(better, objective)}

@@ -17,12 +17,13 @@ from hpsearch.errors import FixSetup, NotFound
 from hpsearch.leftovers import locked
 from hpsearch.names import check_name
 from hpsearch.places import Place, winning
+from hpsearch.proof import explain_winner, winner_of
 from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.search.catalog import read_study, study_names
 from hpsearch.search.glance import Glance, glances, together
 from hpsearch.search.queue import Entry, Queue
 from hpsearch.search.store import open_storage
-from hpsearch.types import OBJECTIVES, SIGNS, StoredStudy, TrialRecord, best_record, finite_json
+from hpsearch.types import OBJECTIVES, SIGNS, StoredStudy, TrialRecord, finite_json
 
 FRESH = 1.0  # seconds for which what was read is good enough, unless it was changed here
 KEPT = 256  # things read that are kept
@@ -170,6 +171,9 @@ class Reader:
         state = entry.state if entry else self.state_elsewhere(name)
         ended = sum(counts.get(fate, 0) for fate in ("complete", "pruned", "failed"))
         best, default = (finite(glance.best), finite(glance.default)) if glance else (None, None)
+        if glance is not None and glance.confirmed and not studies:
+            winner = winner_of(self.stored(name))
+            best = finite(winner.score) if winner else None
         return {
             "study": name,
             "state": state,
@@ -230,7 +234,7 @@ def subject_of(key: str) -> str:
 
 def about(stored: StoredStudy) -> dict[str, Any]:
     """What the storage knows of a study beside its numbers."""
-    best, default = best_record(stored.records), stored.default
+    best, default = winner_of(stored), stored.default
     objective = str(stored.spec.get("objective", "val_loss"))
     said = diagnoses(stored.records)
     gain = None
@@ -238,7 +242,8 @@ def about(stored: StoredStudy) -> dict[str, Any]:
         gain = (default.score - best.score) * SIGNS.get(objective, 1)
     return {
         "objective": objective,
-        "best": trial_row(best) | {"diagnosis": said.get(best.number)} if best else None,
+        "best": trial_row(best) | {"diagnosis": said.get(best.number), "chosen_by": explain_winner(stored)} if best else None,
+        "best_score": finite(best.score) if best else None,
         "default": trial_row(default) if default else None,
         "gain": gain,
         "spec": dict(stored.spec),
