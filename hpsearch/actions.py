@@ -23,7 +23,7 @@ from hpsearch.machine import SAFE_PATH, listenable, stop_signals
 from hpsearch.places import Place, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
-from hpsearch.reporting import write_report
+from hpsearch.reporting import read_data_report, write_report
 from hpsearch.runtime.trial_files import TrialFiles
 from hpsearch.startup import (
     DATA_REPORT,
@@ -59,6 +59,7 @@ class Summary:
     tracking_problem: str | None
     ui_command: str | None
     warnings: tuple[str, ...] = ()  # layers that did not learn, settings that change nothing
+    smallest_difference: float | None = None  # in accuracy, a share, that the validation images can show, as the data check has it
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -195,6 +196,8 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         with opened(where.storage) as storage:
             report = write_report(storage, stored, where, (f"# {problem}", f"hpsearch sync {shlex.quote(stored.name)}"))
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
+    checked = read_data_report(where.runs(stored.name) / DATA_REPORT)
+    found = checked.facts.get("smallest_difference") if checked else None
     return Summary(
         study=stored.name,
         reason=reason,
@@ -209,6 +212,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         tracking_problem=problem,
         ui_command=ui_command(where) if mlflow else None,
         warnings=(*([lost] if lost else []), *warnings_of((*stored.records, *stored.runs))),
+        smallest_difference=float(found) if isinstance(found, (int, float)) else None,
     )
 
 

@@ -25,8 +25,27 @@ if TYPE_CHECKING:
     from hpsearch.types import TrialRecord
 
 
+class Command(click.Command):
+    """A command that says what an unknown option is called here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; options of other tools are explained where a study has them."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from hpsearch.other_names import hint_option
+
+            takes_settings = any(option.name == "settings" for option in self.params)
+            hint = hint_option(error.option_name) if takes_settings else None
+            if hint is None:
+                raise
+            raise click.UsageError(f"no option {error.option_name}: {hint}", ctx) from None
+
+
 class Commands(click.Group):
     """Commands in the order they are written, errors in one style, nearest name for an unknown command."""
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In order of definition."""
@@ -36,9 +55,9 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Add the nearest command to "no such command"."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            from hpsearch.errors import nearest
+            from hpsearch.other_names import hint_command
 
-            raise click.UsageError(f"no command '{args[0]}': {nearest(args[0], self.commands)}", ctx)
+            raise click.UsageError(f"no command '{args[0]}': {hint_command(args[0], self.commands)}", ctx)
         if args and ctx.params.get("server") is not None and args[0] not in cli_service.SERVED and not args[0].startswith("-"):
             raise click.UsageError(f"'{args[0]}' is not for a server: with --server there are {', '.join(cli_service.SERVED)}", ctx)
         return super().resolve_command(ctx, args)
@@ -70,7 +89,7 @@ def runs(command: F) -> F:
 @click.option("--trials", "--n-trials", type=int, metavar="N", help="trials in total; running again continues  [default: 50]")
 @click.option("--pruner", metavar="NAME", help="none, median, halving, hyperband or patient  [default: median]")
 @click.option("--seed", type=int, metavar="N", help="makes the whole study reproducible  [default: 0]")
-@click.option("--timeout", type=float, metavar="S", help="begin no trial after S seconds")
+@click.option("--timeout", metavar="T", help="begin no trial after that time: seconds, or such as 30m, 2h")
 @click.option("--workers", metavar="N", help="worker processes  [default: one for each GPU, or one per core]")
 @click.option("--devices", metavar="D", help="auto, all, cpu, or GPUs by number such as 0,1  [default: auto, every GPU there is]")
 @click.option("--executor", metavar="NAME", help="process, or ray for several machines  [default: process]")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hpsearch.errors import FixInput, nearest
+from hpsearch.other_names import hint_key
 from hpsearch.types import Value
 
 
@@ -158,7 +159,7 @@ def known(name: object, where: str, what: str = "hyperparameter") -> str:
             return name
         raise FixInput(f"{where}.model is no setting: write `model:` at the top of the study, or several models under space.model")
     if not isinstance(name, str) or name not in KNOWN:
-        raise FixInput(f"unknown {what} '{where}.{name}': {nearest(str(name), KNOWN)}")
+        raise FixInput(f"unknown {what} '{where}.{name}': {hint_key(str(name), KNOWN)}")
     return name
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hpsearch.errors import FixInput, nearest
 from hpsearch.names import check_name
+from hpsearch.other_names import hint_key
 from hpsearch.recipes import CORE, CRAFT, KNOWN, Defaults, checked, defaults_for, searched_models, spelled, told
 from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
 from hpsearch.settings import HEADS, apply_setting
@@ -63,6 +64,10 @@ SPLITS: Mapping[bool, Mapping[str, Any]] = {  # of the embedded data, of other d
     True: {"train_per_class": 5, "val": 400},
     False: {"val": 0.15, "test": 0.15},
 }
+NUMBER = r"(\d+(?:\.\d+)?)"
+DURATION = re.compile(
+    rf"(?:{NUMBER}\s*d(?:ays?)?)?\s*(?:{NUMBER}\s*h(?:ours?|rs?)?)?\s*(?:{NUMBER}\s*m(?:in(?:utes?)?)?)?\s*(?:{NUMBER}\s*s(?:ec(?:onds?)?)?)?"
+)
 LISTED = 20  # problems that an error lists
 YOUNGER = ("precision", "augment_views", "repeat")  # no part of the identity at their defaults: studies stored without them go on
 
@@ -76,11 +81,24 @@ def known_name(names: tuple[str, ...], what: str) -> BeforeValidator:
             raise ValueError(f"must be the name of {article} {what}, got {told(value)}; known: {', '.join(names)}")
         name = ALIASES.get(value.lower(), value.lower())
         if name not in names:
-            aliases = (alias for alias, target in ALIASES.items() if target in names)
-            raise ValueError(f"unknown {what} {told(value)}: {nearest(value, (*names, *aliases))}")
+            near = nearest(value, (*names, *(alias for alias, target in ALIASES.items() if target in names)))
+            raise ValueError(f"unknown {what} {told(value)}: {near if near.startswith('did') else 'known: ' + ', '.join(names)}")
         return name
 
     return BeforeValidator(check)
+
+
+def seconds_of(value: object) -> object:
+    """Returns a duration such as "2h", "30m" or "1h30m" in seconds; numbers, and whatever is none, as they are."""
+    found = DURATION.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    if isinstance(value, str) and (found is None or not any(found.groups())):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"must be a number of seconds, or a time such as 90s, 30m, 2h or 1h30m, got {told(value)}") from None
+    if found is None:
+        return value
+    return sum(float(number) * unit for number, unit in zip(found.groups(), (86_400, 3600, 60, 1), strict=True) if number)
 
 
 def no_truth_value(value: object) -> object:
@@ -252,7 +270,7 @@ class StudySpec(Part):
     seed: Whole = Field(0, ge=0, lt=2**31)
     repeat: Whole = Field(0, ge=0, lt=2**31, description="of a comparison: sampler, heads and order drawn anew, images divided alike")
     trials: Whole = Field(50, ge=1, le=1_000_000)
-    timeout: Real | None = Field(None, gt=0, description="seconds")
+    timeout: Annotated[Real | None, BeforeValidator(seconds_of)] = Field(None, gt=0, description="seconds, or such as 30m, 2h, 1h30m")
     workers: Whole | Literal["auto"] = "auto"
     devices: Annotated[tuple[int, ...] | Literal["auto", "all", "cpu"], BeforeValidator(short_devices)] = Field(
         "auto", description="auto: every GPU that is visible, or else the CPU; all: the same, an error without one; cpu; or GPUs by number"
@@ -262,7 +280,9 @@ class StudySpec(Part):
     ray_address: str | None = Field(None, description="HOST:PORT of a Ray cluster, or auto; without it one is started here")
     gpus_per_worker: Real | None = Field(None, ge=0, le=64, description="on Ray; 0.5: two workers share a GPU")
     trials_per_device: Whole | Literal["auto"] = Field("auto", description="trials at once in each worker")
-    stall: Real = Field(300.0, gt=0, description="seconds without a sign of life after which a worker hangs")
+    stall: Annotated[Real, BeforeValidator(seconds_of)] = Field(
+        300.0, gt=0, description="seconds (or such as 10m) without a sign of life after which a worker hangs"
+    )
     state_gigabytes: Real = Field(20.0, gt=0, description="of disk for the states of trials that wait at rungs")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of the network's arithmetic; auto: bf16 where the device has it"
@@ -491,6 +511,6 @@ def explain(item: Mapping[str, Any]) -> str:
             "warm_start": WarmStartSpec,
         }
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
-        return f"unknown key '{where}': {nearest(path[-1], section.model_fields)}"
+        return f"unknown key '{where}': {hint_key(path[-1], section.model_fields)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return message if item["type"] == "value_error" and not path else f"{where}: {message[0].lower()}{message[1:]}"

@@ -34,7 +34,7 @@ def summary_lines(s: Summary) -> list[str]:
         best = s.winner or s.best
         confirmed = f" (confirmed; in the search trial {s.best.number} looked best)" if best.number != s.best.number else ""
         lines += ["", f"Best: trial {best.number}  {score(best)}{confirmed}", *parameters(best), ""]
-        lines += [*gain(best, s.default), ""] if s.proof is None or not s.proof.gains else []
+        lines += [*gain(best, s.default, s.smallest_difference), ""] if s.proof is None or not s.proof.gains else []
         lines += proof_lines(s.proof, best.objective) if s.proof else []
     lines += [""] if lines[-1] else []
     for text in s.warnings:
@@ -51,8 +51,8 @@ def parameters(record: TrialRecord) -> list[str]:
     return [f"  {key:<17}{value:.4g}" if isinstance(value, float) else f"  {key:<17}{value}" for key, value in record.params.items()]
 
 
-def gain(best: TrialRecord, default: TrialRecord | None) -> list[str]:
-    """What the search gained over the default recipe, in words."""
+def gain(best: TrialRecord, default: TrialRecord | None, smallest: float | None = None) -> list[str]:
+    """What the search gained over the default recipe, in words; `smallest`: the difference in accuracy that can be told from chance."""
     if default is None or default.score is None or best.score is None:
         return ["Gain: the default recipe (trial 0) has no result to compare with."]
     if best.number == default.number:
@@ -62,7 +62,20 @@ def gain(best: TrialRecord, default: TrialRecord | None) -> list[str]:
         before, after = ({"val_loss": r.val_loss, **r.metrics}.get(key) for r in (default, best))
         if before is not None and after is not None:
             lines.append(f"  {key:<8}  {shown_value(key, before)} -> {shown_value(key, after)}  ({change(key, after - before)})")
-    return lines
+    return lines + verdict(best, default, smallest)
+
+
+def verdict(best: TrialRecord, default: TrialRecord, smallest: float | None) -> list[str]:
+    """Returns whether a gain in accuracy is more than chance, as far as the validation images can tell."""
+    before, after = default.metrics.get("accuracy"), best.metrics.get("accuracy")
+    if smallest is None or before is None or after is None:
+        return []
+    limit = f"these validation images show differences in accuracy from {100 * smallest:.1f} points on"
+    if abs(after - before) < smallest:
+        return sentence(f"Verdict: within the noise: {limit}. `--confirm 3x5` trains the best again on fresh seeds and tells.", rest="  ")
+    if after < before:
+        return sentence(f"Verdict: better in {best.objective} and worse in accuracy by more than chance: {limit}.", rest="  ")
+    return sentence(f"Verdict: more than chance, on one seed: {limit}. `--confirm 3x5` checks it on fresh ones.", rest="  ")
 
 
 def change(key: str, difference: float) -> str:

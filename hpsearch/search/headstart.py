@@ -19,7 +19,7 @@ from hpsearch.search.store import opened
 from hpsearch.seeds import repeat_seed, seed_for
 from hpsearch.space import Space, bind_blocks, default_params
 from hpsearch.spec import StudySpec
-from hpsearch.types import Params, Say, Status, StoredStudy, Value, point_key
+from hpsearch.types import OBJECTIVES, Params, Say, Status, StoredStudy, Value, point_key
 from hpsearch.warm import Remark, fit, sentences
 
 
@@ -62,7 +62,7 @@ def find_source(url: str, spec: StudySpec) -> Source | None:
 def best_of(stored: StoredStudy, objective: str, top: int) -> Source:
     """The best complete trials of a study, ranked by its own objective; FixInput or NotFound when it has none to offer."""
     theirs = stored.spec.get("objective")
-    if theirs is None:
+    if theirs not in OBJECTIVES:
         raise FixInput(f"the study '{stored.name}' was not made by hpsearch, so nothing says what its trials are: begin with another one")
     if theirs != objective:
         raise FixInput(
