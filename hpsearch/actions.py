@@ -20,7 +20,7 @@ from hpsearch.diagnosis import warnings_of
 from hpsearch.errors import FixSetup, Interrupted, NotFound
 from hpsearch.journal import Journal
 from hpsearch.machine import SAFE_PATH, listenable, stop_signals
-from hpsearch.places import Place, read, show, ui_command, winning
+from hpsearch.places import Place, comparison_of, read, show, ui_command, winning
 from hpsearch.proof import Proof, proven, winner_of
 from hpsearch.protocols import Tracker
 from hpsearch.reporting import read_data_report, write_report
@@ -36,7 +36,7 @@ from hpsearch.startup import (
     prepare,
     same_inputs,
 )
-from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, TrialRecord, best_record, say_nothing
+from hpsearch.types import DataReport, Say, Status, StoredStudy, StudyEnded, StudyStarted, TrialRecord, best_record, say_nothing
 
 if TYPE_CHECKING:
     from hpsearch.spec import StudySpec
@@ -229,6 +229,20 @@ def ending(stored: StoredStudy, where: Place, reason: str) -> StudyEnded:
     scores, confirmed = (flat(proof), proof.winner) if proof else ({}, None)
     there = [str(file) for file in files if file.exists()]
     return StudyEnded(reason, best_record(stored.records), stored.default, there, scores, confirmed)
+
+
+def mirror_stored(mirror: tracking.MlflowTracker, stored: StoredStudy, where: Place) -> None:
+    """Tells a mirror of a study as the storage has it; what MLflow has of it already stays as it is."""
+    known = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
+    mirror.record(StudyStarted(*known, experiment=comparison_of(stored)))
+    mirror.record(ending(stored, where, reason_of(stored)))
+
+
+def reason_of(stored: StoredStudy) -> str:
+    """Why a stored study ended, as far as its trials show it; "" where they do not."""
+    if any(not r.status.ended for r in stored.records):
+        return "interrupted"
+    return "budget" if len(stored.records) >= int(stored.spec.get("trials", 0)) else ""
 
 
 def behind(mlflow: tracking.MlflowTracker, study: str) -> str:

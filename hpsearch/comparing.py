@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import tracking
-from hpsearch.actions import behind, ending
+from hpsearch.actions import behind, ending, mirror_stored
 from hpsearch.compared import Compared, conclude, members, told, write_values
 from hpsearch.control import Control
 from hpsearch.errors import ChooseAnotherName, FixInput, Interrupted, NotFound
@@ -164,8 +164,12 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
                 lease.guard(storage)
                 course = Course(asked, where, storage, executor, stopped_by, say)
                 reason = ""
-                if course.begin(known, prepared, listeners):
-                    mlflow = tracking.MlflowTracker(where.tracking, folder, listeners) if where.tracking else None
+                unfinished = course.begin(known, prepared, listeners)
+                if where.tracking:
+                    mlflow = tracking.MlflowTracker(where.tracking, folder, listeners)
+                    for stored in course.whole():  # a mirror that was killed may not have told all of them
+                        mirror_stored(mlflow, stored, where)
+                if unfinished:
                     reason = course.run([*([mlflow] if mlflow else []), *listeners])
                 names = [spec.study_name() for spec in course.specs]
             if reason == "interrupted":
@@ -289,6 +293,11 @@ class Course:
         from hpsearch.search.searcher import most_trials
 
         return most_trials(spec, [params for _, params in initial(spec, self.asked.initial).trials], spec.trials)
+
+    def whole(self) -> list[StoredStudy]:
+        """Returns the studies in which nothing is left to do."""
+        found = [(spec, self.stored(spec)) for spec in self.specs]
+        return [stored for spec, stored in found if stored is not None and self.complete(spec, stored)]
 
     def complete(self, spec: StudySpec, found: StoredStudy | None) -> bool:
         """Whether nothing is left to do in a study."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpsearch import tracking
-from hpsearch.actions import ending
+from hpsearch.actions import mirror_stored
 from hpsearch.compared import conclude, members, told
 from hpsearch.errors import FixInput, FixSetup
-from hpsearch.places import Place, comparison_of, read, show
+from hpsearch.places import Place, read, show
 from hpsearch.startup import hold
-from hpsearch.types import OBJECTIVES, Say, StoredStudy, StudyStarted, say_nothing
+from hpsearch.types import OBJECTIVES, Say, StoredStudy, say_nothing
 
 if TYPE_CHECKING:
     from hpsearch.tracking.registry import Registered
@@ -47,9 +47,7 @@ def sync(where: Place, name: str | None, say: Say = say_nothing) -> Synced:
         mirror = tracking.MlflowTracker(where.tracking, folder)
         try:
             for stored in studies:
-                known = (stored.name, stored.uid, stored.spec, stored.records, 0, 0, stored.facts, stored.runs)
-                mirror.record(StudyStarted(*known, experiment=comparison_of(stored)))
-                mirror.record(ending(stored, where, reason_of(stored)))
+                mirror_stored(mirror, stored, where)
             if name not in {stored.name for stored in studies}:
                 with suppress(FixInput):  # too little of the comparison is there
                     mirror.record(told(conclude(title, [stored.name for stored in studies], where, whole=True, again=False)))
@@ -119,10 +117,3 @@ def found(uri: str, stored: StoredStudy, trial: int) -> str:
         return find_run(uri, stored.uid, trial)
     except Exception as error:  # of MLflow, of its database, of the network
         raise FixSetup(f"MLflow does not answer: {tracking.masked(str(error).partition(chr(10))[0], uri)}") from error
-
-
-def reason_of(stored: StoredStudy) -> str:
-    """Why a stored study ended, as far as its trials show it; "" where they do not."""
-    if any(not r.status.ended for r in stored.records):
-        return "interrupted"
-    return "budget" if len(stored.records) >= int(stored.spec.get("trials", 0)) else ""
