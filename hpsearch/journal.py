@@ -59,6 +59,8 @@ class Journal:
         """Append a line."""
         line = f"{json.dumps(finite_json({'at': time.time(), **row}), separators=(',', ':'))}\n"
         with suppress(OSError):
+            if self.descriptor is not None and not os.fstat(self.descriptor).st_nlink:  # somebody has deleted it
+                self.close()
             if self.descriptor is None:
                 self.descriptor = self.open()
             os.write(self.descriptor, line.encode())

@@ -90,6 +90,7 @@ def key_of(trial: Trial) -> str:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write safetensors aside and rename, so that a reader never sees half a file. OSError, also for a full disk."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it under the session
     try:
         save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, aside, metadata)
         crash_point("tensors-aside")
