@@ -107,7 +107,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
             from hpsearch.search.catalog import read_study
             from hpsearch.search.headstart import begin
             from hpsearch.search.rebuild import take_over_results
-            from hpsearch.search.samplers import ask_ahead
+            from hpsearch.search.samplers import ask_ahead, describe_limits
             from hpsearch.search.searcher import OptunaSearcher
 
             with ExitStack() as stack:
@@ -121,6 +121,8 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 blocks = prepared.blocks if prepared else known["blocks"]
                 spec = spec.bound(blocks)
                 await_workers(folder, say)
+                if limits := describe_limits(spec.sampler, spec.parameters()):
+                    say(f"Sampler: {limits}", 0, 0)
                 if taken := take_over_results(storage, spec, folder):
                     say(f"Study: {taken:,} results in {folder} were not known to the storage, and are taken over", 0, 0)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
@@ -168,6 +170,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
     from hpsearch.artifacts import deliver
     from hpsearch.proving import write_proof
     from hpsearch.search.records import keep_study
+    from hpsearch.search.samplers import describe_random
     from hpsearch.search.store import opened
 
     say("Writing the report", 0, 0)
@@ -196,6 +199,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         with opened(where.storage) as storage:
             report = write_report(storage, stored, where, (f"# {problem}", f"hpsearch sync {shlex.quote(stored.name)}"))
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
+    drawn = describe_random(spec.sampler, counts[Status.COMPLETE.value], len(stored.records))
     checked = read_data_report(where.runs(stored.name) / DATA_REPORT)
     found = checked.facts.get("smallest_difference") if checked else None
     return Summary(
@@ -211,7 +215,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         proof=proof,
         tracking_problem=problem,
         ui_command=ui_command(where) if mlflow else None,
-        warnings=(*([lost] if lost else []), *warnings_of((*stored.records, *stored.runs))),
+        warnings=(*([lost] if lost else []), *([drawn] if drawn else []), *warnings_of((*stored.records, *stored.runs))),
         smallest_difference=float(found) if isinstance(found, (int, float)) else None,
     )
 

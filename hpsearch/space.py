@@ -221,6 +221,8 @@ def spread(parameter: Parameter, n: int, where: str) -> tuple[Value, ...]:
     raw = [low + (high - low) * i / max(1, n - 1) for i in range(n)]
     values = [min(max(math.exp(v) if parameter.log else v, parameter.low), parameter.high) for v in raw]
     values[0], values[-1] = parameter.low, parameter.high if n > 1 else parameter.low  # exp(log(x)) is not x
+    if isinstance(parameter.default, float):  # which is trained first, and need not be trained twice
+        values = [parameter.default if math.isclose(v, parameter.default, rel_tol=1e-9) else v for v in values]
     return tuple(dict.fromkeys(round(v) if parameter.kind == "int" else v for v in values))
 
 

@@ -56,7 +56,7 @@ COLOURS = {
 }
 SHOWN = 12  # trials in the live table
 SOON = 2.0  # seconds within which a step needs no announcement of its progress
-NEWS = ("Data: ", "Model: ", "Study: ", "Weights: ", "Warm start", "Portfolio: ")  # what is worth keeping on the screen
+NEWS = ("Data: ", "Sampler: ", "Model: ", "Study: ", "Weights: ", "Warm start", "Portfolio: ")  # what is worth keeping on the screen
 
 
 def brief(value: object) -> str:

@@ -475,3 +475,10 @@ def test_a_conditional_grid_beyond_the_limit_is_refused_before_it_is_made():
     spec = parse_space({**wide, "flip": {"choices": [0, 0.5], "when": {name: [1] for name in wide}}})
     with pytest.raises(FixInput, match=rf"more than {GRID_LIMIT:,}"):
         grid_size(spec)
+
+
+def test_a_point_of_a_grid_that_is_the_default_but_for_rounding_is_the_default():
+    entry = {"low": 1e-4, "high": 1e-1, "log": True, "default": 1e-3, "grid": 4}
+    (found,) = [p for p in parse_spec({"sampler": "random", "space": {"learning_rate": entry}}).parameters() if p.name == "learning_rate"]
+    assert found.grid[1] == 1e-3
+    assert len(set(found.grid)) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -122,9 +123,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{where}{key}.")
-        elif a != b:
+        elif a != b and not is_close(a, b):
             lines.append(f"{where}{key}: {a} -> {b}")
     return lines
+
+
+def is_close(a: object, b: object) -> bool:
+    """Whether two values differ by the rounding of a computation alone, as points of a grid may from one version to the next."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(x == y or is_close(x, y) for x, y in zip(a, b, strict=True))
+    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9)
 
 
 def running(params: Params, dists: Mapping[str, BaseDistribution]) -> FrozenTrial:

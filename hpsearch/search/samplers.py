@@ -172,6 +172,24 @@ def make_sampler(name: str, space: Space, study_seed: int, trial: int, history: 
                 return optuna.samplers.RandomSampler(seed=seed)
 
 
+def describe_limits(sampler: str, space: Space) -> str:
+    """Returns what a sampler cannot do in a space, said before the first trial; "" where there is nothing to say."""
+    varied = [p for p in searched(space) if not distribution(p).single()]
+    if not varied:
+        return "nothing is searched: every trial repeats the default recipe with other random numbers"
+    if sampler == "cmaes" and not joint_space(sampler, space):
+        return "CMA-ES models numbers, and only choices are searched here: they are drawn at random"
+    return ""
+
+
+def describe_random(sampler: str, complete: int, trials: int) -> str:
+    """Returns that a model-based sampler has drawn at random, where too few trials are complete for a model; "" where it has modelled."""
+    least = {"tpe": STARTUP_TRIALS, "gp": STARTUP_TRIALS, "cmaes": 2}.get(sampler, 0)
+    if complete >= least or trials < 2:
+        return ""
+    return f"{sampler} models from {least} complete trials on; {complete} are, so these configurations were drawn at random"
+
+
 def suggested(asked: optuna.Trial, space: Space, varied: Mapping[str, BaseDistribution]) -> dict[str, Value]:
     """What a study's sampler proposes for a trial just asked for; `varied` are the space's `distributions`."""
     params: dict[str, Value] = {p.name: p.default for p in space if p.name not in varied}

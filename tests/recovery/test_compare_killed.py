@@ -14,7 +14,7 @@ from tests.support.commands import HPSEARCH, Command, run_command
 
 pytestmark = pytest.mark.process
 
-WORDS = "compare --samplers random,tpe --repeats 1 --trials 2 --initial 1 --name c".split()
+WORDS = ["compare", "--samplers", "random,tpe", "--repeats", "1", "--trials", "2", "--initial", "1", "--name", "c"]
 WORDS += ["--set", "workers=1", "--set", "space.epochs=2", "--set", "space.frozen_layers=6", "--set", "space.batch_size=64"]
 
 

@@ -62,3 +62,32 @@ def test_a_missing_package_is_named_before_the_first_trial(monkeypatch):
 def test_only_slow_samplers_are_asked_ahead_and_tpe_only_for_many_workers():
     assert [samplers.ask_ahead(name, 8) for name in ("random", "tpe", "gp")] == [0, 0, 1]
     assert [samplers.ask_ahead("tpe", workers) for workers in (16, 256)] == [1, 16]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "space", "says"),
+    [
+        ("tpe", {}, ""),
+        (
+            "tpe",
+            dict.fromkeys(("learning_rate", "batch_size", "epochs", "weight_decay", "frozen_layers"), 1) | {"dropout": 0.1},
+            "nothing",
+        ),
+        (
+            "cmaes",
+            {"batch_size": [8, 16], "learning_rate": 0.1, "epochs": 3, "weight_decay": 0.1, "dropout": 0.1, "frozen_layers": 1},
+            "CMA-ES",
+        ),
+        ("random", {"batch_size": [8, 16], "learning_rate": 0.1, "epochs": 3, "weight_decay": 0.1, "dropout": 0.1, "frozen_layers": 1}, ""),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_said_before_it_begins(sampler, space, says):
+    said = samplers.describe_limits(sampler, parse_spec({"sampler": sampler, "space": space}).parameters())
+    assert said.startswith(says)
+    assert bool(said) == bool(says)
+
+
+@pytest.mark.parametrize(("sampler", "least"), [("tpe", 10), ("gp", 10), ("cmaes", 2), ("random", 0), ("grid", 0), ("qmc", 0)])
+def test_random_draws_of_a_model_are_called_that(sampler, least):
+    for complete in range(12):
+        assert bool(samplers.describe_random(sampler, complete, 12)) == (complete < least)
