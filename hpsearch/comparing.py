@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 SAMPLERS, TRIALS = ("random", "tpe", "gp"), 30  # where nothing else is asked for
 UNBOUNDED = 1_000_000  # trials, where the budget is in seconds
+LEAST_OWN = 10  # trials in which samplers differ, at least, before a comparison says anything
 ALONE = {"references": False, "confirm": None, "cv": None, "warm_start": None, "portfolio": False, "timeout": None}
 """What is for a single study, and what a comparison has in its place."""
 
@@ -140,6 +141,8 @@ def compare(asked: Contest, where: Place, listeners: Sequence[Tracker] = (), say
     if left := left_out(asked.specs[0]):
         say(f"Model: a comparison does without the study's {', '.join(left)}", 0, 0)
     check_models(asked.specs[0])
+    if few := describe_overlap(asked):
+        say(f"Sampler: {few}", 0, 0)
     executor = begin_workers(asked.specs[0], asked.name, say)  # torch loads while Optuna does
     from hpsearch.search.samplers import preflight
     from hpsearch.search.store import open_existing, open_storage
@@ -361,6 +364,27 @@ class Course:
             for tracker in trackers:
                 tracker.record(ended)
         return reason
+
+
+def describe_overlap(asked: Contest) -> str:
+    """Returns that samplers differ in too few trials to be told apart, said before anything is trained; "" where they differ in enough.
+
+    All begin with the same trials, and one that models draws at random until enough of them are complete.
+    """
+    from hpsearch.search.samplers import MODELS_FROM
+
+    if math.isfinite(asked.seconds):
+        return ""
+    budget = min(spec.trials for spec in asked.specs)
+    models = [spec.sampler for spec in asked.specs if spec.sampler in MODELS_FROM]
+    alike = max(asked.initial, MODELS_FROM.get(models[0], 0)) if models else asked.initial
+    if budget - alike >= LEAST_OWN:
+        return ""
+    cause = f"{models[0]} draws at random until {MODELS_FROM[models[0]]} trials are complete" if models else "all begin alike"
+    return (
+        f"samplers differ in {max(0, budget - alike)} of the {budget} trials of a study, too few to tell them apart "
+        f"({asked.initial} are the same for all; {cause}): take --trials {alike + LEAST_OWN} or more"
+    )
 
 
 def left_out(spec: StudySpec) -> list[str]:

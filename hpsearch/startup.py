@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from hpsearch.devices import Crew, crew
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 KERNEL = "hpsearch.finetune.family:make"
 PREPARE = "hpsearch.finetune.prepare:prepare"
 DATA_REPORT = "data-check.json"
+LINE = 73  # characters of a warning on the terminal, after "Data: "
 NAMED = 5  # images that a refusal names
 PRELOAD = ("hpsearch.executors.preload", "torch", "safetensors.torch", "hpsearch.finetune.family", "hpsearch.finetune.prepare")
 
@@ -120,7 +122,11 @@ def examples(finding: Finding) -> str:
 def worth_reading(spec: StudySpec, prepared: Prepared) -> list[str]:
     """What a person should read about weights and data before the first trial."""
     embedded = (spec.model, spec.weights) == (EMBEDDED_MODEL, "DEFAULT")
-    warnings = [f"Data: {finding.text}" for finding in prepared.report.findings if finding.level != "note"]
+    found = [finding.text for finding in prepared.report.findings if finding.level != "note"]
+    if spec.data == EMBEDDED_DATA:
+        found = []  # known, and shipped as it is
+    warnings = [f"Data: {shorten(text, width=LINE, placeholder=' ...')}" for text in found]
+    warnings += [f"Data: `hpsearch check {shlex.quote(spec.data)}` says more"] * bool(found)
     slow = f"Model: {prepared.unshared}, so every step computes its frozen blocks anew"
     loaded = [f"{name}: {model['weights']}" for name, model in prepared.models.items()] or [f"W{prepared.weights[1:]}"]
     return ([] if embedded and not prepared.models else loaded) + ([slow] if prepared.unshared else []) + warnings

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpsearch.comparing import check_free, contest
+from hpsearch.comparing import check_free, contest, describe_overlap
 from hpsearch.errors import ChooseAnotherName, FixInput
 from hpsearch.spec import StudySpec
 
@@ -57,3 +57,12 @@ def test_what_is_for_a_single_study_is_left_out():
     for study in contest(specs("random", "tpe", references=True, timeout=60)).studies():
         assert not study.references
         assert study.timeout is None
+
+
+@pytest.mark.parametrize(
+    ("samplers", "trials", "own"),
+    [(["random", "tpe"], 6, 0), (["random", "tpe"], 15, 5), (["random", "tpe"], 20, None), (["random", "qmc"], 8, 3)],
+)
+def test_samplers_that_differ_in_too_few_trials_are_told_before_anything_is_trained(samplers, trials, own):
+    said = describe_overlap(contest(specs(*samplers, trials=trials), initial=5))
+    assert said.startswith(f"samplers differ in {own} of the {trials} trials") if own is not None else said == ""

@@ -42,6 +42,7 @@ MAIN_JOB = "hpsearch run --sampler tpe --trials 50"
 SMALLER = {  # the same with less to train; `make run`, which CI runs, trains all of it
     r"^hpsearch run (?!--sampler tpe)": lambda found: f"{found[0]}--no-tracking ",  # the main job and the comparison are mirrored
     r"^hpsearch (run|compare)(?!.*space\.epochs)": lambda found: f"{found[0]} --set space.epochs=2",
+    r"--repeats (\d+)": lambda found: f"--repeats {min(2, int(found[1]))}",
     r"--trials (\d+)": lambda found: f"--trials {min(5, int(found[1]))}",
     r"--initial (\d+)": lambda found: "--initial 2",
     r"--confirm \d+x\d+": lambda found: "--confirm 1x2",

@@ -22,6 +22,7 @@ from hpsearch.spec import PrunerSpec
 from hpsearch.types import Value
 
 STARTUP_TRIALS = 10  # trials a model-based sampler draws at random before it models
+MODELS_FROM = {"tpe": STARTUP_TRIALS, "gp": STARTUP_TRIALS, "cmaes": 2}  # complete trials; the other samplers model nothing
 # Modules a sampler imports lazily, some only at its tenth trial: looked for before the first.
 NEEDS: Mapping[str, tuple[str, ...]] = {"gp": ("torch", "scipy"), "cmaes": ("cmaes",), "qmc": ("scipy",)}
 
@@ -167,7 +168,7 @@ def make_sampler(name: str, space: Space, study_seed: int, trial: int, history: 
                 sobol = optuna.samplers.QMCSampler(seed=seed_for(study_seed, 0, "qmc"), scramble=True, warn_independent_sampling=False)
                 return Told(sobol, joint)
             case "cmaes":
-                return Told(CmaEsSampler(seed=seed, n_startup_trials=2, warn_independent_sampling=False), joint)
+                return Told(CmaEsSampler(seed=seed, n_startup_trials=MODELS_FROM["cmaes"], warn_independent_sampling=False), joint)
             case _:
                 return optuna.samplers.RandomSampler(seed=seed)
 
@@ -184,7 +185,7 @@ def describe_limits(sampler: str, space: Space) -> str:
 
 def describe_random(sampler: str, complete: int, trials: int) -> str:
     """Returns that a model-based sampler has drawn at random, where too few trials are complete for a model; "" where it has modelled."""
-    least = {"tpe": STARTUP_TRIALS, "gp": STARTUP_TRIALS, "cmaes": 2}.get(sampler, 0)
+    least = MODELS_FROM.get(sampler, 0)
     if complete >= least or trials < 2:
         return ""
     return f"{sampler} models from {least} complete trials on; {complete} are, so these configurations were drawn at random"
