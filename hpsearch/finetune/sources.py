@@ -193,19 +193,21 @@ def open_function(data: str, progress: Say) -> Source:
 def from_sets(data: str, sets: Mapping[str | None, Any], progress: Say) -> tuple[Source, list[Found]]:
     """A source that reads from map-style data sets, without its items; and those. Raises FixInput when they yield something else."""
     labels = {split: check_set(data, split, images, progress) for split, images in sets.items()}
-    names = torchvision_sets.classes_of(next(iter(sets.values()), ()))
-    if names is None:
-        by_label = {label: str(label) for label in sorted({label for some in labels.values() for label in some if label >= 0})}
-    elif twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise FixInput(f"{data}: two of its classes have one name: {first(twice, 5)}. Give each its own")
-    else:
-        by_label = {label: printable(name) for label, name in enumerate(names)}
+    named = {split: classes_named(data, split, images) for split, images in sets.items()}
+    around = {inner: split for split, images in sets.items() if (inner := torchvision_sets.classes_inside(images)) is not None}
+    if not any(named.values()) and len(around) > 1:
+        (one, split), (other, another) = list(around.items())[:2]
+        raise FixInput(
+            f"{data}: the splits '{split}' and '{another}' were made around data sets whose classes differ ({first(one, 5)} and "
+            f"{first(other, 5)}), so that one label means two: give each split a list `classes` of the names in the order of its labels"
+        )
+    names = names_by_label(data, named, labels)
     found = []
     for split, some in labels.items():
         for i, label in enumerate(some):
-            if label not in by_label:
-                raise FixInput(f"{data}: image {i} has the label {label}: labels count the {len(by_label)} classes from 0")
-            found.append(Found(Item(f"{split}/{i}" if split else str(i), 0, split, None, i), by_label[label]))
+            if label not in names[split]:
+                raise FixInput(f"{data}: image {i} has the label {label}: labels count the {len(names[split])} classes from 0")
+            found.append(Found(Item(f"{split}/{i}" if split else str(i), 0, split, None, i), names[split][label]))
 
     def read(item: Item) -> Image.Image | npt.NDArray[np.uint8]:
         try:
@@ -215,9 +217,43 @@ def from_sets(data: str, sets: Mapping[str | None, Any], progress: Say) -> tuple
         except Exception as error:  # the data set's own code
             raise Unusable(brief(error)) from None
 
-    used = {f.name for f in found}
-    classes, empty = (tuple(name for name in by_label.values() if (name in used) is there) for there in (True, False))
+    used, every = {f.name for f in found}, dict.fromkeys(name for some in names.values() for name in some.values())
+    classes, empty = (tuple(name for name in every if (name in used) is there) for there in (True, False))
     return Source(data, classes, (), read, (), empty), found
+
+
+def classes_named(data: str, split: str | None, images: Any) -> tuple[str, ...] | None:
+    """The names of a split's classes in the order of its labels, None where it has none. Raises FixInput when two have one name."""
+    where = f"{data}: split '{split}'" if split else data
+    try:
+        names = torchvision_sets.classes_of(images)
+    except FixInput as error:
+        raise FixInput(f"{where}: {error}") from None
+    if names is not None and (twice := [name for i, name in enumerate(names) if name in names[:i]]):
+        raise FixInput(f"{where}: two of its classes have one name: {first(twice, 5)}. Give each its own")
+    return None if names is None else tuple(map(printable, names))
+
+
+def names_by_label(
+    data: str, named: Mapping[str | None, tuple[str, ...] | None], labels: Mapping[str | None, Sequence[int]]
+) -> dict[str | None, dict[int, str]]:
+    """What each split's labels mean: sets count their own classes from 0, so that one label may be two classes.
+
+    Where no set names its classes, equal labels are one class. Raises FixInput when only some do and it cannot be told.
+    """
+    known = next((names for names in named.values() if names is not None), None)
+    if known is None:
+        numbers = {label: str(label) for label in sorted({label for some in labels.values() for label in some if label >= 0})}
+        return dict.fromkeys(labels, numbers)
+    found = {}
+    for split, names in named.items():
+        if names is None and labels[split] and {*labels[split]} != {*range(len(known))}:
+            raise FixInput(
+                f"{data}: split '{split}' does not name its classes and another split does ({first(known, 5, escape=False)}), "
+                "so what its labels mean is a guess: give it a list `classes` of the names in the order of its labels"
+            )
+        found[split] = dict(enumerate(known if names is None else names))
+    return found
 
 
 def check_set(data: str, split: str | None, images: Any, progress: Say) -> list[int]:
@@ -227,7 +263,10 @@ def check_set(data: str, split: str | None, images: Any, progress: Say) -> list[
     if not len(images):
         return []
     try:
-        picture, _ = images[0]
+        sample = images[0]
+        if isinstance(sample, Mapping):
+            raise Unusable(f"a dictionary ({first([str(key) for key in sample], 5)}) instead of a pair")
+        picture, _ = sample
         as_picture(picture)
         return torchvision_sets.labels_of(images, lambda done: progress("Reading labels", done, len(images)))
     except Unusable as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpsearch.errors import FixSetup
+from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune.functions import brief
 from hpsearch.finetune.images import as_picture
 
@@ -110,17 +110,35 @@ def labels_of(images: Any, progress: Callable[[int], None]) -> list[int]:
             return [int(label) for label in array]
     labels = []
     for i in range(len(images)):
-        labels.append(operator.index(images[i][1]))
+        label = images[i][1]
+        labels.append(operator.index(label.item() if isinstance(label, np.bool_) else label))
         progress(i + 1)
     return labels
 
 
 def classes_of(images: Any) -> tuple[str, ...] | None:
-    """The names of the classes in the order of their labels, if the set has any."""
+    """The names of the classes in the order of their labels, if the set has any; a part of a set, or several joined, have the set's.
+
+    Raises FixInput when sets are joined whose labels mean different classes.
+    """
     names = getattr(images, "classes", getattr(images, "categories", None))
-    if names is None:
-        return None
-    return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)  # a tuple: synonyms
+    if names is not None:
+        return tuple(str(name[0] if isinstance(name, tuple) else name) for name in names)  # a tuple: synonyms
+    joined = getattr(images, "datasets", None)  # torch's ConcatDataset
+    parts = joined if isinstance(joined, Sequence) else [getattr(images, "dataset", None)]  # torch's Subset
+    found = list(dict.fromkeys(classes_of(part) for part in parts if part is not None))
+    if len(found) > 1:
+        told = " and ".join("none" if names is None else ", ".join(names[:5]) for names in found[:2])
+        raise FixInput(
+            f"it joins data sets whose classes differ ({told}), so that one label means two: join sets that count the same classes"
+        )
+    return found[0] if found else None
+
+
+def classes_inside(images: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a set that one without names was made around."""
+    inner = [value for value in getattr(images, "__dict__", {}).values() if hasattr(value, "__getitem__") and hasattr(value, "classes")]
+    return classes_of(inner[0]) if len(inner) == 1 else None
 
 
 def files_of(images: Any) -> list[Path] | None:

@@ -312,6 +312,56 @@ def test_a_function_with_splits(module):
     assert source.fingerprint is None
 
 
+ROTATIONS = """
+    from torchvision.datasets import ImageFolder
+    from torch.utils.data import ConcatDataset, Subset
+
+    class Around:
+        def __init__(self, inner):
+            self.inner = inner
+        def __len__(self):
+            return len(self.inner)
+        def __getitem__(self, i):
+            return self.inner[i]
+
+    def folders():
+        return {"train": ImageFolder("r/train"), "val": ImageFolder("r/val")}
+    def parts():
+        return {split: Subset(images, [len(images) - 1, 0]) for split, images in folders().items()}
+    def joined():
+        return ConcatDataset(list(folders().values()))
+    def same():
+        return ConcatDataset([ImageFolder("r/train"), ImageFolder("r/train")])
+    def around():
+        return {split: Around(images) for split, images in folders().items()}
+    def half():
+        return {**folders(), "val": Around(ImageFolder("r/val"))}
+    def whole():
+        return {**folders(), "val": Around(ImageFolder("r/train"))}
+    def only_there():
+        return {"train": ImageFolder("r/val"), "val": ImageFolder("r/train")}
+"""
+
+
+def test_each_split_counts_its_own_classes_and_they_are_matched_by_name(folder, module):
+    make_folder(folder / "r" / "train", {"0": 2, "180": 2, "270": 2, "90": 2})
+    make_folder(folder / "r" / "val", {"0": 1, "270": 2, "90": 3})
+    name = module(ROTATIONS)
+    source = open_source(f"{name}:folders")
+    assert source.classes == ("0", "180", "270", "90")
+    assert counts(source) == {**{("train", c): 2 for c in source.classes}, ("val", "0"): 1, ("val", "270"): 2, ("val", "90"): 3}
+    for item in source.items:  # by the pixels, what the file's own folder says
+        files = sorted((folder / "r" / item.split).rglob("*.png"))
+        assert files[item.index].parent.name == source.classes[item.label]
+    assert counts(open_source(f"{name}:parts")) == {("train", "90"): 1, ("train", "0"): 1, ("val", "90"): 1, ("val", "0"): 1}
+    assert counts(open_source(f"{name}:same")) == dict.fromkeys([(None, c) for c in source.classes], 4)
+    refused(f"{name}:joined", "joins data sets whose classes differ", "0, 180, 270, 90")
+    refused(f"{name}:around", "made around data sets whose classes differ", "give each split a list `classes`")
+    refused(f"{name}:half", "split 'val' does not name its classes", "give it a list `classes`")
+    assert counts(open_source(f"{name}:whole")) == {(split, c): 2 for split in ("train", "val") for c in source.classes}
+    refused(f"{name}:only_there", "no training images of '180'")
+
+
 def test_a_list_of_pairs_with_tensors_will_do(module):
     name = module(
         "def make():\n        import torch\n        return [(torch.ones(3, 4, 5), torch.tensor(1)), (torch.zeros(3, 4, 5), 0)]".replace(
@@ -346,6 +396,7 @@ def test_functions_that_will_not_do(module):
     fails("return Pairs([0, 1.5])", "integer")
     fails("return Pairs(['cat', 'dog'])", "integer")
     fails("return Pairs([0, 1], classes=['a', 'a'])", "one name")
+    fails("return [{'image': np.zeros((4, 4)), 'label': 0}] * 2", "yields a dictionary (image, label) instead of a pair")
     fails("return [('1.png', 0), ('2.png', 1)]", "a str instead of an image", "uint8 or float in [0, 1]")
     fails("return [(np.ones((4, 4)) * 3, 0), (np.ones((4, 4)), 1)]", "outside [0, 1]")
     fails("return [np.zeros((4, 4)), np.zeros((4, 4))]", "expected (image, label)")
