@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import io
+import logging
 import os
 import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
@@ -31,10 +34,19 @@ MAGIC = (  # how files begin that are images, but none that Pillow reads; "." is
     (rb"(?s)....ftypcrx |II\*\0....CR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0", "camera raw"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
     (rb"8BPS", "PSD"),
+    (rb"(?s).{128}DICM", "DICOM"),
+    (rb"\x93NUMPY", "NumPy array"),
+    (rb"\0\x05\x16\x07", "AppleDouble"),
     (rb"(?s)(\xef\xbb\xbf)?\s*(<(\?xml|!--|!DOCTYPE svg).*?)?<svg\b", "SVG"),
 )
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DNG, SUB_IMAGES, KIND = 0xC612, 0x14A, 0xFE  # TIFF tags: version of DNG; other images inside; 1: a preview
+BITS, PHOTOMETRIC, BANDS, PLANAR, EXTRA, FORMAT = 258, 262, 277, 284, 338, 339  # TIFF tags
+WHITE_IS_ZERO, RGB, INKS = 0, 2, 5  # photometric
+COLOURS = {RGB: 3, 6: 3, 8: 3, 9: 3, INKS: 4}  # photometric -> bands without alpha, where not one: RGB, YCbCr, Lab, CMYK
 SPECIAL = ("rgba", "cmyk", "palette", "16-bit", "rotated", "animated", "gray")  # what may be special about an image
+DECODER = 2  # changes when the same file gives other pixels
 MEGAPIXELS = 100  # more are refused
 MEGABYTES = 256  # of a file
 THUMBNAIL = 32  # pixels, side
@@ -53,6 +65,7 @@ UPRIGHT = {  # its values, and what turns such an image upright
 }
 
 Bytes = npt.NDArray[np.uint8]
+Region = tuple[float, float, float, float]  # left, top, right, bottom [pixels]
 
 
 @dataclass(frozen=True)
@@ -119,14 +132,14 @@ def decode(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> 
     """
     try:
         with quiet():
-            image, width, height, special = upright(data, pre)
+            image, region, width, height, special = upright(data, pre)
             image, more = plain(image)
             words = {*special, *more}
             gray = image.convert("L") if pre.channels == 1 else image
-            cut = np.asarray(shrink(gray, pre))
+            cut = np.asarray(shrink(gray, pre, region))
             return Pixels(
                 image=np.ascontiguousarray(cut.transpose(2, 0, 1)) if cut.ndim == 3 else np.repeat(cut[None], pre.channels, 0),
-                thumbnail=np.asarray(squeeze(image)),
+                thumbnail=np.asarray(squeeze(image, region)),
                 width=width,
                 height=height,
                 special=tuple(word for word in SPECIAL if word in words),
@@ -137,17 +150,20 @@ def decode(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> 
         count = re.search(r"\d+", str(error))
         raise Unusable(too_large(int(count[0])) if count else f"more than {MEGAPIXELS} megapixels") from None
     except UnidentifiedImageError:
-        kind = foreign(data) if isinstance(data, bytes) else ""
-        raise Unusable(cannot(kind) if kind else "not an image") from None
+        raise Unusable(unidentified(data) if isinstance(data, bytes) else "not an image") from None
     except MemoryError:
         raise Unusable(NO_MEMORY) from None
     except Exception as error:  # decoders raise anything on damaged data
         text = " ".join(str(error).split())[:80] or type(error).__name__
-        raise Unusable("truncated" if "truncated" in text.lower() else f"damaged ({text})") from None
+        packed = "or packed in a way that is not read, " if text.startswith("decoder error") else ""
+        raise Unusable("truncated" if "truncated" in text.lower() else f"damaged ({packed}{text})") from None
 
 
-def upright(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> tuple[Image.Image, int, int, list[str]]:
-    """The loaded image as it is to be looked at, its original width and height, and what was special; the first of several frames."""
+def upright(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) -> tuple[Image.Image, Region, int, int, list[str]]:
+    """The loaded image as it is to be looked at, the part of it that is picture, its original width and height, and what was special.
+
+    Of several frames the first. A JPEG that is decoded at a part of its size gets whole pixels for what is left over at its edges.
+    """
     special = []
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.size == 0 or data.ndim not in (2, 3) or data.shape[2:] not in ((), (1,), (3,), (4,)):
@@ -155,24 +171,42 @@ def upright(data: bytes | Image.Image | npt.NDArray[Any], pre: Preprocessing) ->
         image: Image.Image = Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data)
     else:
         image = open_bytes(data) if isinstance(data, bytes) else data
-    if isinstance(data, bytes) and image.format == "TIFF" and camera_raw(image, data):
-        raise Unusable(cannot("camera raw"))
+    if isinstance(data, bytes) and image.format == "TIFF":
+        if camera_raw(image, data):
+            raise Unusable(cannot("camera raw"))
+        if problem := tiff_problem(image.tag_v2):  # type: ignore[attr-defined]
+            raise Unusable(problem)
+        silence_libtiff()
     width, height = image.size
     if width * height > MEGAPIXELS * 1e6:
         raise Unusable(too_large(width * height))
     if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photograph and its previews
         special.append("animated")
     turned = orientation(image) in UPRIGHT
+    drafted = None
     if isinstance(data, bytes):  # decode a large JPEG at 1/2, 1/4 or 1/8, never below twice what is needed
         shorter = 2 * max(pre.resize, pre.size)
-        image.draft(None, (shorter, shorter))
+        drafted = image.draft(None, (shorter, shorter))
     image.load()
+    right, bottom = drafted[1][2:] if drafted else image.size
+    region: Region = (0.0, 0.0, float(right), float(bottom))
     left = orientation(image)  # Pillow turns a TIFF by itself, in load, and reports the size it then has
     if left in UPRIGHT:
+        region = turn_region(region, image.size, left)
         image = image.transpose(UPRIGHT[left])
         if left >= 5:
             width, height = height, width
-    return image, width, height, [*special, *(["rotated"] if turned else [])]
+    return image, region, width, height, [*special, *(["rotated"] if turned else [])]
+
+
+def turn_region(region: Region, size: tuple[int, int], orientation: int) -> Region:
+    """Where a region of an image of that size lies after UPRIGHT has turned the image."""
+    (left, top, right, bottom), (width, height) = region, size
+    if orientation in (2, 3, 7, 8):  # those that turn left and right round; 7 and 8 before x and y change places
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 def open_bytes(data: bytes) -> Image.Image:
@@ -182,6 +216,85 @@ def open_bytes(data: bytes) -> Image.Image:
     if data.startswith(b"version https://git-lfs"):
         raise Unusable("a Git LFS pointer, run git lfs pull")
     return Image.open(io.BytesIO(data), formats=formats())
+
+
+def unidentified(data: bytes) -> str:
+    """Why no image could be opened."""
+    if kind := foreign(data):
+        return cannot(kind)
+    if data.startswith(TIFF):
+        with suppress(Exception):
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2] == 43 or data[3] == 43 else data[:8])
+            file = io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            return tiff_problem(tags) or cannot(tiff_kind(tags))
+        return "damaged (a TIFF whose list of contents cannot be read)"
+    if data.startswith(PNG):
+        part = bad_part(data)
+        return f"damaged (the checksum of the PNG's part {part} is wrong)" if part else "damaged (a PNG whose parts make no image)"
+    for name, (_, accept) in Image.OPEN.items():
+        with suppress(Exception):
+            if accept is None or accept(data[:16]) is not True:
+                continue
+            if name in FORMATS:
+                return f"damaged (it begins as {name})"
+            if name != "EPS":  # which has another program run
+                Image.open(io.BytesIO(data), formats=(name,)).close()
+            return cannot(name)
+    return "not an image"
+
+
+def bad_part(data: bytes) -> str:
+    """The first part of a PNG whose checksum is wrong; "" for none."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return name.decode("ascii", "replace") if name.isalpha() else "?"
+        at = end + 4
+    return ""
+
+
+def tiff_kind(tags: Mapping[int, Any]) -> str:
+    """What a TIFF holds, in words: "planar 16-bit RGB TIFF"."""
+    bands, bits = int(tags.get(BANDS, 1)), max(as_tuple(tags.get(BITS, 1)))
+    numbers = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(as_tuple(tags.get(FORMAT, 1))[0], "")
+    photometric = tags.get(PHOTOMETRIC)
+    colours = COLOURS.get(photometric, 1) if photometric is not None else 1
+    names = {0: "gray", 1: "gray", RGB: "RGB", 3: "palette", INKS: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab"}
+    told = f"{bands}-band" if bands > colours + 1 else names.get(photometric, "") if photometric is not None else ""
+    alpha = " with alpha" if bands == colours + 1 else ""
+    planar = "planar " if tags.get(PLANAR) == 2 and bands > 1 else ""
+    return " ".join(f"{planar}{bits}-bit {numbers}{told} TIFF{alpha}".split())
+
+
+def tiff_problem(tags: Mapping[int, Any]) -> str | None:
+    """Why a TIFF is not read, although Pillow may make something of it: the wrong pixels."""
+    bands, bits = int(tags.get(BANDS, 1)), as_tuple(tags.get(BITS, 1))
+    photometric = tags.get(PHOTOMETRIC)
+    numbers = {*as_tuple(tags.get(FORMAT, 1))}
+    planar = tags.get(PLANAR) == 2 and bands > 1
+    wide = bands == 1 and bits == (32,) and numbers == {2}  # what Pillow writes of its mode "I"
+    right = (numbers <= {1, 4} or wide) and (not planar or (photometric in (RGB, INKS) and {*bits} == {8}))
+    return None if right else cannot(tiff_kind(tags))
+
+
+def as_tuple(value: Any) -> tuple[int, ...]:
+    """The values of a TIFF's tag."""
+    return tuple(map(int, value)) if isinstance(value, tuple) else (int(value),)
+
+
+@functools.cache
+def silence_libtiff() -> None:
+    """Has libtiff, which Pillow loads, write nothing to the terminal: its errors come as exceptions too."""
+    with suppress(OSError):
+        maps = Path("/proc/self/maps").read_text()
+        for path in {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libtiff" in line}:
+            library = ctypes.CDLL(path)
+            for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                getattr(library, name)(None)
 
 
 def foreign(data: bytes) -> str:
@@ -197,7 +310,9 @@ def camera_raw(image: Image.Image, data: bytes) -> bool:
 
 def cannot(kind: str) -> str:
     """Why an image of a kind that is not read cannot be used."""
-    return f"{kind} cannot be read; convert to {'PNG' if kind == 'SVG' else 'JPEG'}"
+    if kind == "AppleDouble":
+        return "macOS's notes on a file (AppleDouble) and no image; remove it"
+    return f"{kind} cannot be read; convert to {'JPEG' if kind in ('HEIC', 'AVIF', 'camera raw', 'JPEG XL', 'PSD') else 'PNG'}"
 
 
 @functools.cache
@@ -226,6 +341,8 @@ def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise Unusable("32-bit integer pixels")
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds for 8 bits only
+            values = 65535 - values
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)), ["16-bit", "gray"]
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -247,20 +364,22 @@ def lab_to_rgb(image: Image.Image) -> Image.Image:
     return result
 
 
-def shrink(image: Image.Image, pre: Preprocessing) -> Image.Image:
+def shrink(image: Image.Image, pre: Preprocessing, region: Region) -> Image.Image:
     """Resized and cut to (size, size) in one step, which gives the same pixels and survives a panorama of 5000 x 3."""
     shorter = max(pre.resize, pre.size)
     box = [0.0, 0.0, 0.0, 0.0]
-    for axis, side in enumerate(image.size):
-        resized = int(shorter * side / min(image.size))
+    sides = region[2] - region[0], region[3] - region[1]
+    for axis, side in enumerate(sides):
+        resized = int(shorter * side / min(sides))
         start = round((resized - pre.size) / 2)
-        box[axis], box[axis + 2] = start * side / resized, min(side, (start + pre.size) * side / resized)
+        box[axis] = region[axis] + start * side / resized
+        box[axis + 2] = min(region[axis + 2], region[axis] + (start + pre.size) * side / resized)
     return image.resize((pre.size, pre.size), INTERPOLATION[pre.interpolation], box=(box[0], box[1], box[2], box[3]))
 
 
-def squeeze(image: Image.Image) -> Image.Image:
+def squeeze(image: Image.Image, region: Region) -> Image.Image:
     """The whole image as a small square, in RGB."""
-    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("RGB")
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, box=region, reducing_gap=2.0).convert("RGB")
 
 
 def as_picture(value: Any) -> Image.Image | Bytes:
@@ -296,18 +415,25 @@ def too_large(pixels: int) -> str:
 _quiet_lock = threading.Lock()
 _quiet_stack: list[warnings.catch_warnings[None]] = []
 _quiet_depth = 0
+_quiet_level = logging.NOTSET
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings from Pillow: about corrupt EXIF, large images, palettes. `warnings.catch_warnings` alone is not for threads."""
-    global _quiet_depth
+    """No warnings and no log lines from Pillow: about corrupt EXIF, large images, palettes, odd TIFFs.
+
+    `warnings.catch_warnings` alone is not for threads.
+    """
+    global _quiet_depth, _quiet_level
+    logger = logging.getLogger("PIL")
     with _quiet_lock:
         _quiet_depth += 1
         if _quiet_depth == 1:
             _quiet_stack.append(warnings.catch_warnings())
             _quiet_stack[0].__enter__()
             warnings.filterwarnings("ignore", module="PIL")
+            _quiet_level = logger.level
+            logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
@@ -315,3 +441,4 @@ def quiet() -> Iterator[None]:
             _quiet_depth -= 1
             if _quiet_depth == 0:
                 _quiet_stack.pop().__exit__(None, None, None)
+                logger.setLevel(_quiet_level)

@@ -27,7 +27,7 @@ import PIL
 from PIL import Image
 
 from hpsearch.finetune import shelf
-from hpsearch.finetune.images import NO_MEMORY, SPECIAL, Pixels, Preprocessing, Unusable, decode, quiet, read_file
+from hpsearch.finetune.images import DECODER, NO_MEMORY, SPECIAL, Pixels, Preprocessing, Unusable, decode, quiet, read_file
 from hpsearch.finetune.shelf import Entry, clear, entries
 from hpsearch.finetune.sources import Item, Source, cache_folder
 from hpsearch.machine import usable_cores
@@ -104,7 +104,7 @@ def decode_all(
 
 def geometry(pre: Preprocessing) -> list[Any]:
     """What shapes uint8 pixels, as JSON keeps it: mean and standard deviation do not, the version of the decoder does."""
-    return [pre.channels, pre.size, pre.resize, pre.interpolation, PIL.__version__]
+    return [pre.channels, pre.size, pre.resize, pre.interpolation, PIL.__version__, DECODER]
 
 
 def stamp_all(pool: ThreadPoolExecutor, source: Source) -> list[Stamp]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import warnings
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_a_large_jpeg_is_decoded_small_and_never_below_twice_the_target(monkeypa
     decode(encoded(large, "JPEG"), Preprocessing(200, 320, (0, 0, 0), (1, 1, 1)))
     decode(encoded(large, "JPEG"), Preprocessing(200, 300, (0, 0, 0), (1, 1, 1)))
     assert loaded == [(1600, 1200), (800, 600)]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize(("width", "height"), [(1281, 963), (965, 1283)])
+def test_a_jpeg_decoded_small_shows_the_same_part_of_the_picture_whatever_its_size_and_turn(width, height, turn):
+    """Against the whole decoded and turned by Pillow. 1281 pixels are 160.125 at 1/8, and the decoder gives 161."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    stripes = np.asarray(Image.fromarray(picture(3, 160, 160)).resize((width, height), Image.Resampling.NEAREST))
+    data = encoded(stripes, "JPEG", quality=95, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        whole = decode(np.asarray(ImageOps.exif_transpose(opened)), RGB)
+    small = decode(data, RGB)
+    assert (small.width, small.height) == (whole.width, whole.height)
+    assert np.abs(small.image.astype(int) - whole.image).max() <= 3
+    assert np.abs(small.thumbnail.astype(int) - whole.thumbnail).max() <= 6
 
 
 # ---------------------------------------------------------------- kinds of images
@@ -164,8 +181,10 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
 
 
 def test_floats_and_wide_integers_are_refused():
-    with pytest.raises(Unusable, match="32-bit float pixels"):
+    with pytest.raises(Unusable, match="32-bit float gray TIFF cannot be read"):
         decode(encoded(Image.fromarray(np.zeros((9, 9), dtype=np.float32)), "TIFF"), RGB)
+    with pytest.raises(Unusable, match="32-bit float pixels"):
+        decode(b"Pf\n4 4\n-1.0\n" + np.zeros(16, np.float32).tobytes(), RGB)
     with pytest.raises(Unusable, match="32-bit integer pixels"):
         decode(encoded(Image.fromarray(np.full((9, 9), 70000, dtype=np.int32)), "TIFF"), RGB)
 
@@ -230,8 +249,23 @@ def test_reasons_are_short_and_say_what_is_wrong():
     assert reason(np.zeros((0, 4), dtype=np.uint8)).startswith("uint8 pixels of shape (0, 4)")
 
 
-def test_postscript_is_never_run():
-    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n") == "not an image"
+def test_postscript_is_never_run(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "__init__", lambda *_: pytest.fail("opened"))
+    said = reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    assert said == "EPS cannot be read; convert to PNG"
+
+
+def test_files_under_another_name_are_called_what_they_are():
+    assert reason(encoded(picture(1, 64, 48), "ICO")) == "ICO cannot be read; convert to PNG"
+    assert reason(encoded(picture(1), "PCX")) == "PCX cannot be read; convert to PNG"
+    assert reason(b"\0" * 128 + b"DICM" + bytes(300)) == "DICOM cannot be read; convert to PNG"
+    assert reason(b"\x93NUMPY\1\0" + bytes(100)) == "NumPy array cannot be read; convert to PNG"
+    assert reason(b"\0\x05\x16\x07\0\2\0\0Mac OS X").startswith("macOS's notes on a file")
+    png = encoded(picture(1), "PNG")
+    text = struct.pack(">I", 5) + b"tEXta\0bcd" + bytes(4)
+    assert reason(png[:33] + text + png[33:]) == "damaged (the checksum of the PNG's part tEXt is wrong)"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
