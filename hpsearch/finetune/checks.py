@@ -68,6 +68,7 @@ class Gathered:
     special: Mapping[str, Sequence[str]]  # kind -> names
     notes: Sequence[str]
     empty_classes: Sequence[str]
+    remarks: Sequence[Finding] = ()  # of whoever found the images
 
     def counts(self) -> dict[str, np.ndarray]:
         """Images of each class in each split."""
@@ -78,6 +79,7 @@ def report(g: Gathered, votes: Votes | None, voters: np.ndarray, why_no_votes: s
     """All checks. `votes` are on the rows `voters`; without them `why_no_votes` says why labels were not checked."""
     findings = [
         *unusable(g),
+        *g.remarks,
         *(Finding("ignored", "note", text) for text in g.notes),
         *class_findings(g),
         *copy_findings(g),

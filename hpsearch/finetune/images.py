@@ -245,6 +245,23 @@ def unidentified(data: bytes) -> str:
     return "not an image"
 
 
+def kind_of_file(path: Path) -> str:
+    """What kind of picture a file holds by how it begins, readable (one of FORMATS) or not; "" for none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            data = file.read(4096)
+    except OSError:
+        return ""
+    for name in formats():
+        with suppress(Exception):
+            accept = Image.OPEN[name][1]
+            if accept is not None and accept(data[:16]) is True:
+                return name
+    return foreign(data)
+
+
 def bad_part(data: bytes) -> str:
     """The first part of a PNG whose checksum is wrong; "" for none."""
     at = len(PNG)

@@ -67,6 +67,7 @@ class Loaded:
     special: Mapping[str, Sequence[str]] | None = None
     notes: Sequence[str] = ()
     empty_classes: Sequence[str] = ()
+    remarks: Sequence[Finding] = ()
 
 
 def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: bool = True) -> Prepared:
@@ -94,7 +95,7 @@ def prepare(config: Mapping[str, Any], say: Say = say_nothing, need_weights: boo
     asked = [config.get(k) for k in ("data", "model", "objective", "bad_files", "weights", "preprocess", "split", "seed")]
     weights = digest_tensors(built.initial) if built else ""
     seen = [loaded.content, loaded.labels.tolist(), loaded.names, loaded.given, loaded.classes]
-    beside = [loaded.bad, loaded.special, loaded.notes, loaded.empty_classes, missing]
+    beside = [loaded.bad, loaded.special, loaded.notes, loaded.empty_classes, loaded.remarks, missing]
     key = digest_of(__version__, asked, weights, seen, beside)
     report = remembered(
         cache_folder() / "checks" / f"{key}.json", lambda: look(loaded, copies, parts, problem, config, built, missing, pre, device, say)
@@ -243,6 +244,7 @@ def load_images(config: Mapping[str, Any], pre: Preprocessing, say: Say) -> Load
         decoded.special,
         source.notes,
         source.empty_classes,
+        source.remarks,
     )
 
 
@@ -286,6 +288,7 @@ def look(
         loaded.special or {},
         loaded.notes,
         loaded.empty_classes,
+        loaded.remarks,
     )
     votes, voters, why_not = doubts(loaded, copies, config, built, pre, device, say)
     why_not = missing or why_not

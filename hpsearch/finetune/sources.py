@@ -23,7 +23,7 @@ from hpsearch.finetune.images import FOREIGN, SUFFIXES, Unusable, as_picture
 from hpsearch.finetune.manifests import TABLES, is_number, read_table
 from hpsearch.finetune.printable import escaped, first, printable
 from hpsearch.finetune.torchvision_sets import DATA_SETS
-from hpsearch.types import Say, say_nothing
+from hpsearch.types import Finding, Say, say_nothing
 
 Read = Callable[["Item"], Image.Image | npt.NDArray[Any]]
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -55,6 +55,7 @@ class Source:
     read: Read | None  # the image of an item; by one thread at a time; raises Unusable. None: items are files
     notes: tuple[str, ...] = ()  # for a person
     empty_classes: tuple[str, ...] = ()  # class folders without images
+    remarks: tuple[Finding, ...] = ()  # for the check
     fingerprint: str | None = None  # of a set without files: changes when its content does. None: every image has to be looked at
 
 
@@ -125,7 +126,8 @@ def open_folder(data: str, folder: Path) -> Source:
         Found(Item(printable(picture.file.relative_to(folder).as_posix()), 0, picture.split, picture.file), picture.name)
         for picture in contents.pictures
     ]
-    return finish(Source(data, (), (), None, tuple(contents.notes), tuple(contents.empty)), found)
+    remarks = tuple(replace(remark, text=escaped(remark.text)) for remark in contents.remarks)
+    return finish(Source(data, (), (), None, tuple(map(escaped, contents.notes)), tuple(contents.empty), remarks), found)
 
 
 # ---------------------------------------------------------------- tables

@@ -559,3 +559,131 @@ def test_tables_as_people_have_them(folder):
     for values in ([{"bytes": b"1", "path": "1.png"}], [b"1"]):
         parquet.write_table(pyarrow.table({"image": values, "label": [1]}), "t.parquet")
         refused("t.parquet", "the column 'image' holds images themselves", "Hugging Face", "package.module:function")
+
+
+# ---------------------------------------------------------------- layouts that are seen through, or refused
+
+
+@pytest.mark.parametrize(
+    "names", [("training_set", "test_set"), ("Train", "TestImages"), ("seg_train", "seg_test"), ("trainset", "PublicTest")]
+)
+def test_folders_called_something_like_splits_that_hold_the_same_classes_are_splits(folder, names):
+    make_folder(folder / "d" / names[0], {"cats": 3, "dogs": 2})
+    make_folder(folder / "d" / names[1], {"cats": 1, "dogs": 2})
+    source = open_source("d")
+    assert counts(source) == {("train", "cats"): 3, ("train", "dogs"): 2, ("test", "cats"): 1, ("test", "dogs"): 2}
+    assert any(note.startswith("folders were taken for splits, since they hold the same classes") for note in source.notes)
+
+
+def test_classes_whose_names_speak_of_splits_stay_classes(folder):
+    make_folder(folder / "d", {"train_station": 3, "test_strip": 2})
+    assert counts(open_source("d")) == {(None, "train_station"): 3, (None, "test_strip"): 2}
+    write(folder / "d" / "train_station" / "day" / "1.png", seed=1)
+    write(folder / "d" / "test_strip" / "blue" / "1.png", seed=2)
+    assert counts(open_source("d")) == {(None, "train_station"): 4, (None, "test_strip"): 3}
+
+
+def test_splits_without_one_for_training_are_refused_with_the_remedy(folder):
+    for name in ("valid", "test"):
+        make_folder(folder / "d" / name, {"a": 2, "b": 2})
+    refused(folder / "d", "the splits 'test' and 'valid', and none is for training", "call the folder to learn from 'train'", "d/test")
+
+
+@pytest.mark.parametrize("inner", [("training", "validation"), ("images", "images")])
+def test_a_folder_between_a_split_and_its_classes_is_seen_through(folder, inner):
+    make_folder(folder / "d" / "training" / inner[0], {"n0": 3, "n1": 2})
+    make_folder(folder / "d" / "validation" / inner[1], {"n0": 1, "n1": 2})
+    source = open_source("d")
+    assert counts(source) == {("train", "n0"): 3, ("train", "n1"): 2, ("val", "n0"): 1, ("val", "n1"): 2}
+    assert f"the class folders were found in training/{inner[0]}, validation/{inner[1]}" in source.notes
+
+
+def test_the_layout_of_tiny_imagenet_is_read_with_its_text_of_labels(folder):
+    for name in ("n01", "n02"):
+        make_folder(folder / "d" / "train" / name, {"images": 3})
+        (folder / "d" / "train" / name / f"{name}_boxes.txt").write_text("n01_0.JPEG\t0\t0\t62\t62\n")
+    make_folder(folder / "d" / "val", {"images": 4}, prefix="val_")
+    make_folder(folder / "d" / "test", {"images": 2})
+    refused(folder / "d", "d/val has 4 images and no folders named as the classes in training (n01, n02)", "d/val/n01/1.jpg")
+    lines = [f"val_{i}.png\tn0{1 + i % 2}\t0\t0\t62\t62\n" for i in range(4)]
+    (folder / "d" / "val" / "val_annotations.txt").write_text("".join(lines))
+    source = open_source("d")
+    assert counts(source) == {("train", "n01"): 3, ("train", "n02"): 3, ("val", "n01"): 2, ("val", "n02"): 2}
+    assert {item.name: source.classes[item.label] for item in source.items if item.split == "val"} == {
+        f"val/images/val_{i}.png": f"n0{1 + i % 2}" for i in range(4)
+    }
+    assert "the classes of the images in val were read from val/val_annotations.txt" in source.notes
+    assert any("2 images in test without a label" in note for note in source.notes)
+
+
+def test_unlabelled_test_images_are_left_out_and_offered_to_predict(folder):
+    make_folder(folder / "d" / "train", {"ok": 3, "nok": 2})
+    for place in ("test/1.png", "test/unknown/1.png"):  # loose, and in one folder that is no class
+        shutil.rmtree(folder / "d" / "test", ignore_errors=True)
+        write(folder / "d" / place, seed=1)
+        source = open_source("d")
+        assert counts(source) == {("train", "ok"): 3, ("train", "nok"): 2}
+        assert (
+            len([note for note in source.notes if "1 image in test without a label" in note and "`hpsearch predict MODEL d/test`" in note])
+            == 1
+        )
+
+
+def test_folders_that_hold_folders_of_the_same_names_are_refused_with_the_remedy(folder):
+    for name in ("2019", "2020"):
+        make_folder(folder / "d" / name, {"cat": 2, "dog": 2})
+    refused(
+        folder / "d",
+        "every folder in",
+        "(2019, 2020) holds folders of the same names (cat, dog)",
+        "call the outer ones train, val and test",
+    )
+
+
+def test_what_systems_keep_beside_images_is_neither_counted_nor_told(folder):
+    make_folder(folder / "d", {"cat": 2, "dog": 2})
+    for place in (
+        "@eaDir/0.png",
+        "cat/@eaDir/0.png",
+        "dog/.thumbnails",
+        "dog/.ipynb_checkpoints",
+        "__MACOSX",
+        "$RECYCLE.BIN",
+        "lost+found",
+        ".Trash-1000",
+    ):
+        write(folder / "d" / place / "SYNOFILE_THUMB_M.png", seed=1)
+    for name in ("cat/Thumbs.db", "cat/desktop.ini", "dog/.DS_Store", "dog/._0.png"):
+        (folder / "d" / name).write_bytes(b"x")
+    source = open_source("d")
+    assert counts(source) == {(None, "cat"): 2, (None, "dog"): 2}
+    assert (source.notes, source.remarks) == ((), ())
+
+
+def test_images_that_are_left_out_for_their_names_are_told_with_the_remedy(folder):
+    make_folder(folder / "d", {"asp": 2, "java": 2, ".net": 3})
+    shutil.copy(folder / "d" / "asp" / "0.png", folder / "d" / "asp" / "0001")
+    shutil.copy(folder / "d" / "asp" / "0.png", folder / "d" / "asp" / "0002.image")
+    shutil.copy(folder / "d" / "asp" / "0.png", folder / "d" / "asp" / ".1.png")
+    (folder / "d" / "java" / "1.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    (folder / "d" / "java" / "notes").write_text("mine")
+    source = open_source("d")
+    assert counts(source) == {(None, "asp"): 2, (None, "java"): 2}
+    assert source.notes == ("1 file that is no image was ignored: java/notes",)
+    assert sorted(remark.text for remark in source.remarks) == [
+        ".net (3 images), asp/.1.png have names that begin with a dot and were left out. Rename them if they belong to the data.",
+        "1 file was left out (java/1.dcm): DICOM cannot be read; convert to PNG.",
+        "2 PNG images without an ending that says so were left out (asp/0001, asp/0002.image): give them the ending .png.",
+    ]
+    assert {remark.level for remark in source.remarks} == {"warning"}
+    report = prepare({**load_spec(None, (), {"data": "d"}).resolved(), "model": None}).report
+    assert len([finding for finding in report.findings if finding.kind == "left-out"]) == 3
+
+
+def test_a_folder_without_an_image_says_what_there_is_instead(folder):
+    for name in ("benign", "malignant"):
+        (folder / "d" / name).mkdir(parents=True)
+        (folder / "d" / name / "1.npy").write_bytes(b"\x93NUMPY\1\0" + bytes(100))
+    refused("d", "d has no images", "2 files were left out (benign/1.npy, malignant/1.npy): NumPy array cannot be read; convert to PNG")
+    os.mkfifo(folder / "d" / "benign" / "pipe")
+    refused("d", "d has no images")
