@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,20 +18,23 @@ from PIL import Image
 
 from hpsearch.errors import FixInput
 from hpsearch.finetune import torchvision_sets
-from hpsearch.finetune.folders import ORDER, SPLITS, read_folder
+from hpsearch.finetune.folders import ORDER, SPLITS, Walk, children, outside, read_folder, split_named
 from hpsearch.finetune.functions import brief, load_function
 from hpsearch.finetune.images import FOREIGN, SUFFIXES, Unusable, as_picture
-from hpsearch.finetune.manifests import TABLES, is_number, read_table
-from hpsearch.finetune.printable import escaped, first, printable
+from hpsearch.finetune.labels import unusual_labels
+from hpsearch.finetune.manifests import TABLES, is_number, labels_beside, read_table, whereabouts
+from hpsearch.finetune.printable import escaped, first, printable, several
+from hpsearch.finetune.roots import leads_out
 from hpsearch.finetune.torchvision_sets import DATA_SETS
 from hpsearch.types import Finding, Say, say_nothing
 
 Read = Callable[["Item"], Image.Image | npt.NDArray[Any]]
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # beside images, as Hugging Face has it
 CLOSE = 0.7  # likeness from which a name is suggested
 KINDS = (
-    f"a folder with one sub-folder of images a class; a table (CSV, TSV, Parquet) of paths and labels; 'package.module:function'; "
-    f"or a data set of torchvision: {', '.join(DATA_SETS)}"
+    f"a folder with one sub-folder of images a class; a table (CSV, TSV, JSON lines, Parquet) of paths and labels; "
+    f"'package.module:function'; or a data set of torchvision: {', '.join(DATA_SETS)}"
 )
 
 
@@ -120,7 +124,10 @@ def suggestion(data: str, path: Path) -> str:
 
 
 def open_folder(data: str, folder: Path) -> Source:
-    """One sub-folder a class; or train and val or test, each with one sub-folder a class, or in each class."""
+    """One sub-folder a class; or train and val or test, each with one sub-folder a class, or in each class; or tables beside images."""
+    tables = {place: table for place in (folder, *split_folders(folder)) if (table := metadata(place)) is not None}
+    if tables:
+        return open_metadata(data, folder, tables)
     contents = read_folder(folder)
     found = [
         Found(Item(printable(picture.file.relative_to(folder).as_posix()), 0, picture.split, picture.file), picture.name)
@@ -133,6 +140,45 @@ def open_folder(data: str, folder: Path) -> Source:
 # ---------------------------------------------------------------- tables
 
 
+def split_folders(folder: Path) -> list[Path]:
+    """The folders inside that are called like splits."""
+    return [child for child in children(folder).folders if split_named(child.name) is not None]
+
+
+def metadata(folder: Path) -> Path | None:
+    """The table that labels the images of a folder, as Hugging Face has it; None where there is none, or one without labels."""
+    found = [folder / name for name in METADATA if not leads_out(folder / name) and (folder / name).is_file()]
+    return next((table for table in found if labels_beside(table)), None)
+
+
+def open_metadata(data: str, folder: Path, tables: Mapping[Path, Path]) -> Source:
+    """Images that are labelled by a table beside them, or by one in the folder of each split."""
+    by_file: dict[str, Found] = {}
+    notes: list[str] = []
+    plural = False
+    for place, path in tables.items():
+        table, where = read_table(path), path.relative_to(folder).as_posix()
+        split = None if place == folder else split_named(place.name)
+        for line in table.lines:
+            file = place / line.path
+            one = Found(Item(printable(os.path.relpath(file, folder)), 0, line.split or split, file), printable(line.label))
+            if by_file.setdefault(os.path.normpath(file), one) != one:
+                raise FixInput(f"{path}, {line.where}: another table says something else of {line.path}: remove one of the two")
+        notes += [f"the labels were read from {where}", *table.notes]
+        plural = plural or table.plural
+    found, remarks = kept_inside(folder, sorted(by_file.values(), key=lambda f: ORDER.index(f.item.split) if f.item.split else 0))
+    check_there(next(iter(tables.values())), found)
+    listed = {os.path.normpath(f.item.path) for f in found if f.item.path is not None}
+    extra = [file for file in Walk(folder, [folder]).below(folder) if os.path.normpath(file) not in listed]
+    if extra:
+        names = first([file.relative_to(folder).as_posix() for file in extra])
+        notes.append(
+            f"{several(len(extra), 'image')} that no table labels left out ({names}): once a model is exported, `hpsearch predict MODEL "
+            f"{extra[0].parent}` says what they are"
+        )
+    return finish(Source(data, (), (), None, tuple(map(escaped, notes)), (), remarks), found, plural)
+
+
 def open_table(data: str, path: Path) -> Source:
     """A table of paths, relative to its own folder, and labels."""
     suffix = path.suffix.lower()
@@ -142,14 +188,34 @@ def open_table(data: str, path: Path) -> Source:
         raise FixInput(f"{path} is an archive: unpack it, and give the folder")
     if suffix not in TABLES or not path.is_file():
         raise FixInput(f"{path} is neither a folder nor a table ({', '.join(TABLES)}). Data may be {KINDS}")
-    lines, notes = read_table(path)
-    found = [Found(Item(printable(line.path), 0, line.split, path.parent / line.path), printable(line.label)) for line in lines]
-    if not any(f.item.path and os.path.exists(f.item.path) for f in found):
-        raise FixInput(
-            f"none of the {len(found):,} files in {path} is there, such as {lines[0].path[:200]}: "
-            f"relative paths start at the table's own folder, {path.parent.absolute()}"
-        )
-    return finish(Source(data, (), (), None, tuple(map(escaped, notes))), found)
+    table = read_table(path)
+    found = [Found(Item(printable(line.path), 0, line.split, path.parent / line.path), printable(line.label)) for line in table.lines]
+    found, remarks = kept_inside(path.parent, found)
+    check_there(path, found)
+    return finish(Source(data, (), (), None, tuple(map(escaped, table.notes)), (), remarks), found, table.plural)
+
+
+def check_there(table: Path, found: Sequence[Found]) -> None:
+    """Raise FixInput when not one file of a table is there."""
+    if any(f.item.path and os.path.exists(f.item.path) for f in found):
+        return
+    names = [f.item.name for f in found]
+    hint = whereabouts(table, names)
+    such = f", such as {names[0][:200]}" if names else ""
+    raise FixInput(
+        f"none of the {len(names):,} files in {table} is there{such}: relative paths start at the table's own folder, "
+        f"{table.parent.absolute()}{'. ' if hint else ''}{hint}"
+    )
+
+
+def kept_inside(folder: Path, found: Sequence[Found]) -> tuple[list[Found], tuple[Finding, ...]]:
+    """Those whose files lie where a server may read data, and what is said of the others."""
+    kept: list[Found] = []
+    away: list[Found] = []
+    for f in found:
+        (away if f.item.path is not None and leads_out(f.item.path) else kept).append(f)
+    remark = outside(folder, [f.item.path for f in away if f.item.path is not None])
+    return kept, (replace(remark, text=escaped(remark.text)),) if away else ()
 
 
 # ---------------------------------------------------------------- data sets: torchvision's and one's own
@@ -280,7 +346,7 @@ def check_set(data: str, split: str | None, images: Any, progress: Say) -> list[
 # ---------------------------------------------------------------- all
 
 
-def finish(source: Source, found: Sequence[Found]) -> Source:
+def finish(source: Source, found: Sequence[Found], plural: bool = False) -> Source:
     """The source with its items, classes numbered. Raises FixInput when they do not make a classification task."""
     used = {f.name for f in found}
     numeric = all(map(is_number, used))
@@ -304,7 +370,8 @@ def finish(source: Source, found: Sequence[Found]) -> Source:
         notes.append(f"classes whose names differ only in case or blanks: {first(groups, escape=False)}. Are they one? Give them one name")
     number = {name: i for i, name in enumerate(classes)}
     items = tuple(replace(f.item, label=number[f.name]) for f in found)
-    return replace(source, classes=classes, items=items, notes=tuple(notes))
+    remarks = (*source.remarks, *unusual_labels(Counter(f.name for f in found), plural))
+    return replace(source, classes=classes, items=items, notes=tuple(notes), remarks=remarks)
 
 
 def look_alikes(classes: Sequence[str]) -> list[list[str]]:

@@ -687,3 +687,171 @@ def test_a_folder_without_an_image_says_what_there_is_instead(folder):
     refused("d", "d has no images", "2 files were left out (benign/1.npy, malignant/1.npy): NumPy array cannot be read; convert to PNG")
     os.mkfifo(folder / "d" / "benign" / "pipe")
     refused("d", "d has no images")
+
+
+# ---------------------------------------------------------------- what tables say
+
+
+@pytest.fixture
+def table(folder):
+    """Writes a table beside twenty images img/000.jpg to img/019.jpg, cats and dogs in turn; gives its name."""
+    for i in range(20):
+        write(folder / "img" / f"{i:03d}.jpg", seed=i)
+
+    def write_table(header, row, name="t.csv"):
+        lines = [header, *(row(i, "cat" if i % 2 else "dog") for i in range(20))]
+        (folder / name).write_text("\n".join(lines) + "\n")
+        return name
+
+    return write_table
+
+
+def splits(source):
+    return dict(Counter(item.split for item in source.items))
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "expected", "said"),
+    [
+        ("is_valid", lambda i: i >= 14, {"train": 14, "val": 6}, "validation where it is true, training where"),
+        ("isTest", lambda i: int(i >= 14), {"train": 14, "test": 6}, "test where it is true"),
+        ("is_training_image", lambda i: int(i < 14), {"train": 14, "test": 6}, "training where it is true, test where"),
+        ("phase", lambda i: "training" if i < 14 else "dev", {"train": 14, "val": 6}, "it holds dev, training"),
+        ("Usage", lambda i: "Training" if i < 14 else "PublicTest", {"train": 14, "test": 6}, "it holds PublicTest, Training"),
+        ("fold", lambda i: "train" if i < 14 else "val2017", {"train": 14, "val": 6}, "it holds train, val2017"),
+        ("is_valid", lambda i: "", {None: 20}, "was ignored: it is true for no image"),
+        ("kfold", lambda i: i % 5, {None: 20}, "was ignored: it names no splits"),
+        ("phase", lambda i: ("train", "test", "holdout")[i % 3], {None: 20}, "beside words for splits it holds 'holdout'"),
+        ("is_sharp", lambda i: i % 2, {None: 20}, None),
+        ("status", lambda i: "valid", {None: 20}, None),
+    ],
+)
+def test_a_column_that_tells_splits_is_known_by_what_is_in_it(table, column, cell, expected, said):
+    source = open_source(table(f"path,label,{column}", lambda i, label: f"img/{i:03d}.jpg,{label},{cell(i)}"))
+    assert splits(source) == expected
+    assert len(source.notes) == (said is not None)
+    assert said is None or (f"the column '{column}' was" in source.notes[0] and said in source.notes[0])
+
+
+def test_two_columns_that_tell_splits_go_together_or_one_of_them_wins(table, folder):
+    header = "path,label,is_valid,is_test"
+    source = open_source(table(header, lambda i, label: f"img/{i:03d}.jpg,{label},{i > 16},{10 < i < 15}"))
+    assert splits(source) == {"train": 13, "val": 3, "test": 4}
+    refused(
+        table(header, lambda i, label: f"img/{i:03d}.jpg,{label},{i > 5},{i > 16}"), "line 19: the image is marked for val and for test"
+    )
+    source = open_source(
+        table("path,label,split,is_valid", lambda i, label: f"img/{i:03d}.jpg,{label},{'train' if i < 9 else 'val'},{i > 16}")
+    )
+    assert splits(source) == {"train": 9, "val": 11}
+    assert source.notes == ("the column 'is_valid' was ignored: the column 'split' tells the splits",)
+
+
+def test_splits_in_the_paths_of_a_table_are_used_and_told(folder):
+    for i in range(4):
+        write(folder / "x" / ("train" if i < 2 else "test") / f"{i}.png", seed=i)
+    (folder / "t.csv").write_text("path,label\nx/train/0.png,a\nx/train/1.png,b\nx/test/2.png,a\nx/test/3.png,b\n")
+    source = open_source("t.csv")
+    assert splits(source) == {"train": 2, "test": 2}
+    assert "the splits were taken from the folders in the paths" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    "written", ["img/{i:03d}", "img\\{i:03d}.jpg", " img/{i:03d}.jpg ", "img/{i:03d}.JPG", "img/{i:03d}.jpg\u00a0", "img\\{i:03d} "]
+)
+def test_paths_that_are_plainly_meant_are_repaired_and_it_is_told(table, folder, written):
+    source = open_source(table("path,label", lambda i, label: f"{written.format(i=i)},{label}"))
+    assert [item.name for item in source.items] == [f"img/{i:03d}.jpg" for i in range(20)]
+    assert all(item.path.is_file() for item in source.items)
+    assert source.notes[0].startswith("20 paths were repaired, since one file alone can be meant")
+    write(folder / "img" / "000.png", seed=99)  # now two could be meant
+    items = open_source("t.csv").items
+    assert items[0].name == ("img/000.jpg" if ".jpg" in written.lower() else written.format(i=0))
+
+
+def test_a_file_called_like_the_written_path_is_never_replaced(folder):
+    for name in ("a .png", "a.png", "B.png", "b.png"):
+        write(folder / name, seed=1)
+    (folder / "t.csv").write_text('path,label\n"a .png",x\na.png,y\nB.png,x\nb.png,y\n')
+    source = open_source("t.csv")
+    assert [item.name for item in source.items] == ["a .png", "a.png", "B.png", "b.png"]
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize(("written", "real"), [("data/img/{i:03d}.jpg", "img/000.jpg"), ("{i:03d}.jpg", "img/000.jpg")])
+def test_paths_that_start_elsewhere_get_the_right_hint(table, written, real):
+    refused(table("path,label", lambda i, label: f"{written.format(i=i)},{label}"), "none of the 20 files", f"write {real}")
+
+
+def test_the_metadata_of_hugging_face_labels_the_images_beside_it(table, folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    shutil.copytree(folder / "img", folder / "d" / "train")
+    shutil.copytree(folder / "img", folder / "d" / "test")
+    write(folder / "d" / "train" / "extra.jpg", seed=50)
+    table("file_name,label", lambda i, label: f"{i:03d}.jpg,{label}", "d/train/metadata.csv")
+    source = open_source("d")
+    assert counts(source) == {("train", "cat"): 10, ("train", "dog"): 10}
+    assert source.notes[0] == "the labels were read from train/metadata.csv"
+    assert "21 images that no table labels left out" in source.notes[1]
+    assert "`hpsearch predict MODEL d/" in source.notes[1]
+    (folder / "d" / "test" / "metadata.jsonl").write_text(
+        '{"file_name": "000.jpg", "label": "dog"}\n\n{"file_name": "001.jpg", "label": "cat"}\n'
+    )
+    assert counts(open_source("d")) == {("train", "cat"): 10, ("train", "dog"): 10, ("test", "dog"): 1, ("test", "cat"): 1}
+    shutil.rmtree(folder / "d")
+    shutil.copytree(folder / "img", folder / "d")
+    names, labels = [f"{i:03d}.jpg" for i in range(20)], ["cat" if i % 2 else "dog" for i in range(20)]
+    parquet.write_table(pyarrow.table({"file_name": names, "label": labels}), "d/metadata.parquet")
+    assert counts(open_source("d")) == {(None, "cat"): 10, (None, "dog"): 10}
+
+
+def test_lines_of_json_that_will_not_do(folder):
+    (folder / "t.jsonl").write_text("[1]\n")
+    refused("t.jsonl", "line 1: expected an object")
+    (folder / "t.jsonl").write_text("{'a': 1}\n")
+    refused("t.jsonl", "not a text of one JSON object a line")
+
+
+def remarks(source):
+    return {remark.kind: remark.text for remark in source.remarks}
+
+
+def test_labels_that_are_no_classes_are_named_as_what_they_are(table):
+    source = open_source(table("path,label", lambda i, label: f"img/{i:03d}.jpg,{'nan' if i < 2 else label}"))
+    assert "2 images with the label 'nan'" in remarks(source)["missing-labels"]
+    source = open_source(table("path,label", lambda i, label: f"img/{i:03d}.jpg,{20 + i * 1.37:.2f}"))
+    assert "20 different numbers (20.00, 21.37, 22.74, ...): this looks like regression" in remarks(source)["regression"]
+    source = open_source(table("path,label", lambda i, label: f"img/{i:03d}.jpg,{i * 3}"))
+    assert "regression" in remarks(source)
+    for some in (["a|b", "a", "b"], ['"a, b"', '"b, c"', '"c, a"'], ["\"['a', 'b']\"", "\"['a']\"", "\"['b']\""]):
+        source = open_source(table("path,label", lambda i, label, some=some: f"img/{i:03d}.jpg,{some[i % 3]}"))
+        assert "this looks like multi-label data" in remarks(source)["multi-label"], some
+    source = open_source(table("path,tags", lambda i, label: f"img/{i:03d}.jpg,{'clear primary' if i % 3 else 'haze water'}"))
+    assert "2 classes are combinations of labels (clear primary, haze water)" in remarks(source)["multi-label"]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("0", "1", "2"),
+        ("1.0", "2.0", "3.0"),
+        ("golden retriever", "golden eagle", "bald eagle"),
+        ("cat, wild", "dog", "owl"),
+        ("nano", "x", "y"),
+    ],
+)
+def test_classes_with_odd_names_are_classes(table, classes):
+    source = open_source(table("path,label", lambda i, label: f'img/{i:03d}.jpg,"{classes[i % 3]}"'))
+    assert source.remarks == ()
+
+
+def test_a_column_for_each_class_is_read_when_one_of_them_is_set(table):
+    source = open_source(table("image_id,cat,dog,other", lambda i, label: f"img/{i:03d}.jpg,{i % 2},{(i + 1) % 2},0"))
+    assert counts(source) == {(None, "cat"): 10, (None, "dog"): 10}
+    refused(
+        table("image_id,cat,dog", lambda i, label: f"img/{i:03d}.jpg,1,{i % 2}"),
+        "line 3: the image is of several classes (cat, dog)",
+        "multi-label",
+    )
