@@ -19,6 +19,7 @@ from hpsearch.types import DataReport, Example, Finding, Value
 
 SHOWN = 12  # examples of a finding
 PREVIEW = 96  # pixels, longer side of a thumbnail in a report
+HEAVY = 0.05  # share of balanced accuracy from which one validation image is a large part of it
 LOPSIDED = 3.0  # largest over smallest class from which accuracy misleads
 BALANCED = ("balanced_accuracy", "f1", "recall", "precision")  # objectives under which every class counts the same
 MINORITY = 0.1  # an image is suspect when at most this share of its neighbours carries its label,
@@ -162,6 +163,7 @@ def class_findings(g: Gathered) -> Iterator[Finding]:
         text = f"{several(unused, 'image')} not used: split.train_per_class, split.val and split.test ask for fewer than there are."
         yield Finding("unused", "note", text, unused)
     yield from imbalance(g, counts["train"])
+    yield from heavy_images(g, counts["val"])
 
 
 def imbalance(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
@@ -176,6 +178,21 @@ def imbalance(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
     else:
         text = f"{head} Accuracy and loss can look good while small classes are missed: prefer objective: balanced_accuracy or f1."
         yield Finding("imbalance", "warning", text)
+
+
+def heavy_images(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
+    """Classes with so few validation images that one of them moves balanced accuracy, the mean of all classes' recalls, by a lot."""
+    present = counts[counts > 0]
+    if not len(present) or 1 / (len(present) * present.min()) < HEAVY:
+        return
+    few = [i for i in range(len(g.classes)) if counts[i] and 1 / (len(present) * counts[i]) >= HEAVY]
+    small = min(few, key=lambda i: int(counts[i]))
+    others = f", and so few have {len(few) - 1} more" if len(few) > 1 else ""
+    text = f"One validation image of '{g.classes[small]}' is {100 / (len(present) * counts[small]):.0f} points of balanced accuracy "
+    text += f"(f1, recall and precision likewise), since its class has {counts[small]}{others}: what is chosen by it is chosen by luck. "
+    text += "Add images of such classes, raise split.val, or measure the best on folds, where every image is validated on once (--cv 3x5)."
+    level = "warning" if g.objective in BALANCED or counts.max() >= LOPSIDED * counts[small] else "note"
+    yield Finding("heavy-images", level, text, len(few))  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- copies

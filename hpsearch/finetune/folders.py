@@ -30,7 +30,7 @@ SYSTEM = frozenset(  # made by programs, not by whoever put the images there; in
 ) | {"system volume information"}
 SYSTEM_STARTS = ("._", ".trash", ".nfs", ".fuse_hidden", ".~")
 SNIFFED = 64  # files of one ending that are opened to see what they are
-LISTED = 1_000_000  # bytes of a text beside the images that are looked at for labels
+LISTED = 5_000_000  # bytes of a text beside the images that are looked at for labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,8 @@ def labelled_beside(walk: Walk, found: Contents, part: Path, split: str, images:
 def labels_in(text: Path, learned: set[str]) -> dict[str, str]:
     """File name -> class, when every line of a text begins with a name and a class that is learned."""
     try:
-        lines = text.read_text("utf-8", errors="replace")[:LISTED].splitlines() if text.stat().st_size <= LISTED else []
+        fits = text.is_file() and text.stat().st_size <= LISTED  # a named pipe is no file
+        lines = text.read_text("utf-8", errors="replace").splitlines() if fits else []
     except OSError:
         return {}
     cells = [re.split(r"[\t,; ]+", line.strip()) for line in lines if line.strip()]

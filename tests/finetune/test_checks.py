@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp, norm
+from sklearn.metrics import balanced_accuracy_score
 
 from hpsearch.finetune import checks
 from hpsearch.finetune.neighbours import Copies, Votes
@@ -101,6 +102,45 @@ def test_imbalance_names_the_metric_to_prefer_unless_it_is_the_objective(objecti
     assert "always guessing the largest is right in 90 %" in kinds["imbalance"].text
     assert ("prefer objective: balanced_accuracy or f1" in kinds["imbalance"].text) == (level == "warning")
     assert "imbalance" not in found(gathered([0, 0, 1] * 80))[1]
+
+
+@pytest.mark.parametrize(
+    ("rare", "objective", "level", "points"),
+    [
+        (1, "balanced_accuracy", "warning", 50),
+        (2, "val_loss", "warning", 25),
+        (9, "f1", "warning", 6),
+        (12, "f1", None, 0),
+        (24, "f1", None, 0),
+    ],
+)
+def test_a_validation_image_that_carries_much_of_balanced_accuracy_is_told(rare, objective, level, points):
+    """The points are those by which scikit-learn's balanced accuracy moves when that one image is got wrong."""
+    base = gathered()
+    labels = base.labels.copy()
+    val = base.parts["val"]
+    labels[val] = 0
+    labels[val[:rare]] = 1
+    _, kinds = found(replace(base, labels=labels, objective=objective))
+    assert ("heavy-images" in kinds) == (level is not None)
+    if level:
+        text = kinds["heavy-images"].text
+        wrong = labels[val].copy()
+        wrong[0] = 0
+        assert f"One validation image of 'b' is {100 * (1 - balanced_accuracy_score(labels[val], wrong)):.0f} points of balanced" in text
+        assert f" is {points} points" in text
+        assert f"since its class has {rare}: " in text
+        assert "split.val" in text
+        assert "--cv" in text
+        assert kinds["heavy-images"].level == level
+
+
+def test_few_validation_images_of_many_equal_classes_carry_little_each():
+    _, kinds = found(gathered([0, 1, 2, 3, 4, 5, 6, 7] * 20))
+    assert "heavy-images" not in kinds
+    _, kinds = found(gathered([0, 1] * 20))  # few of both
+    assert kinds["heavy-images"].level == "note"
+    assert "and so few have 1 more" in kinds["heavy-images"].text
 
 
 def test_copies_are_told_apart_by_where_they_lie():
