@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from hpsearch.finetune.roots import leads_out
+
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
     *(".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".j2k"),
@@ -105,10 +107,14 @@ def read_file(path: Path, stamp: tuple[int, int] | None = None) -> bytes:
     Raises Unusable when there is no such file, it cannot be an image, or it is not the one that was listed.
     """
     try:
+        if leads_out(path):
+            raise Unusable("not found")
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Unusable("not a file")
         # Not blocking: a named pipe in its place would wait for its writer for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if leads_out(f"/proc/self/fd/{file.fileno()}"):  # another file has taken its place
+                raise Unusable("not found")
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 raise Unusable("empty file")

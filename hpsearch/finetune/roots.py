@@ -9,9 +9,9 @@ from pathlib import Path
 VARIABLE = "HPSEARCH_DATA_ROOTS"  # set for studies of others only; a person at the command line reads what the person may read
 
 
-def set_roots(roots: Iterable[Path]) -> None:
-    """Confines this process and those that it starts to data in these folders."""
-    os.environ[VARIABLE] = os.pathsep.join(os.path.realpath(root) for root in roots)
+def roots_in_words(roots: Iterable[Path]) -> str:
+    """Folders as VARIABLE holds them."""
+    return os.pathsep.join(os.path.realpath(root) for root in roots)
 
 
 def leads_out(path: str | Path) -> bool:

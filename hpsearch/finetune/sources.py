@@ -31,6 +31,7 @@ from hpsearch.types import Finding, Say, say_nothing
 Read = Callable[["Item"], Image.Image | npt.NDArray[Any]]
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # beside images, as Hugging Face has it
+FUNCTION = r"[\w.]+:\w+"
 CLOSE = 0.7  # likeness from which a name is suggested
 KINDS = (
     f"a folder with one sub-folder of images a class; a table (CSV, TSV, JSON lines, Parquet) of paths and labels; "
@@ -86,6 +87,8 @@ def named_source(data: str, root: Path | None, progress: Say) -> Source:
     """The images called `data`, of whichever kind."""
     try:
         path = Path(data).expanduser()
+        if leads_out(path) and (os.path.lexists(path) or not (data.isalnum() or re.fullmatch(FUNCTION, data))):
+            raise FixInput(f"{data[:200]} is not in a folder that this server reads data from")
         if data and path.is_dir():
             return open_folder(data, path)
         if data and path.exists():
@@ -95,7 +98,7 @@ def named_source(data: str, root: Path | None, progress: Say) -> Source:
     name = next((known for known in DATA_SETS if known.lower() == data.lower()), None)
     if name is not None:
         return open_set(data, name, (root or cache_folder() / "datasets").expanduser(), progress)
-    if re.fullmatch(r"[\w.]+:\w+", data):
+    if re.fullmatch(FUNCTION, data):
         return open_function(data, progress)
     raise FixInput(f"there is no data '{data}': {suggestion(data, path)} It may be {KINDS}")
 
@@ -233,7 +236,8 @@ def open_set(data: str, name: str, root: Path, progress: Say) -> Source:
             moved.append(replace(f, item=Item(printable(os.path.relpath(path, root)), 0, f.item.split, path)))
         order = {split: i for i, split in enumerate(sets)}
         found = sorted(moved, key=lambda f: (order[f.item.split], f.item.name))  # SUN397 lists files in no order
-        return finish(replace(source, read=None), found)
+        found, remarks = (found, ()) if leads_out(root) else kept_inside(root, found)  # the server's own cache lies elsewhere
+        return finish(replace(source, read=None, remarks=remarks), found)
     return finish(replace(source, fingerprint=torchvision_sets.fingerprint(name, sets)), found)
 
 

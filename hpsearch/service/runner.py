@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from hpsearch.control import Control
 from hpsearch.devices import visible
+from hpsearch.finetune.roots import VARIABLE, roots_in_words
 from hpsearch.machine import born
 from hpsearch.places import Place
 from hpsearch.protocols import GRACE
@@ -30,8 +32,9 @@ LEAVE = 7.0  # seconds beyond those that trials get, for workers and storage to 
 class Runner:
     """Starts queued studies, at most `slots` at once on this machine. One thread; every turn begins from what the queue says."""
 
-    def __init__(self, queue: Queue, where: Place, slots: int = 0) -> None:
+    def __init__(self, queue: Queue, where: Place, slots: int = 0, roots: Sequence[Path] = ()) -> None:
         self.queue, self.where = queue, where
+        self.roots = roots  # folders that data may lie in; none: anywhere
         self.slots = slots or max(1, len(visible()))
         self.asked: dict[int, int] = {}  # row -> trials that its session knows of
         self.started: dict[int, tuple[subprocess.Popen[bytes], int, float]] = {}  # row -> process, until it has ended, slot, when
@@ -100,6 +103,7 @@ class Runner:
         command = [sys.executable, "-P", "-m", "hpsearch.service.child", str(entry.id), str(slot), str(self.slots)]
         environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"} | {"OPTUNA_STORAGE": self.where.storage}
         environment |= {"MLFLOW_TRACKING_URI": self.where.tracking} if self.where.tracking else {UNTRACKED: "1"}
+        environment |= {VARIABLE: roots_in_words(self.roots)} if self.roots else {}
         with suppress(OSError):
             if (folder / LOG).stat().st_size > LARGE:
                 os.replace(folder / LOG, folder / f"{LOG}.1")

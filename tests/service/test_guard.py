@@ -4,7 +4,9 @@ import http.client
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from serving import SHORT, Server
 
 from hpsearch.errors import FixInput
@@ -272,3 +274,32 @@ def test_hostile_studies_end_with_an_answer(server):
 @pytest.mark.parametrize(("host", "name"), [("a:1", "a"), ("[::1]:2", "::1"), ("A", "a"), ("::1", "::1"), ("", "")])
 def test_names_out_of_hosts(host, name):
     assert host_name(host) == name
+
+
+@pytest.mark.process
+def test_a_served_study_follows_no_link_out_of_its_data(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "work" / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "work" / "photos" / name / f"{i}.png")
+    (tmp_path / "outside").mkdir()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "outside" / "1.png")
+    (tmp_path / "work" / "photos" / "owl").symlink_to(tmp_path / "outside")
+    made = Server(tmp_path / "work")
+    try:
+        values = {
+            "data": "photos",
+            "model": "glyphnet",
+            "preprocess": {"size": 16, "resize": 16},
+            "trials": 1,
+            "space": {"epochs": 1, "frozen_layers": 0},
+        }
+        made.submit("linked", values)
+        assert made.until("linked", "done", "failed")["state"] == "done"
+        said = " ".join(made.ask("GET", "/api/studies/linked/log")[1].split())
+        assert "1 path leads out of the folders that this server reads data from, and is not followed: owl" in said
+        with np.load(tmp_path / "work" / "hpsearch-runs" / "linked" / "split.npz") as index:
+            assert [*index["classes"]] == ["cat", "dog"]
+    finally:
+        made.end_all()
