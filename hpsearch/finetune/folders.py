@@ -145,7 +145,8 @@ def read_folder(folder: Path) -> Contents:
             walk.keep(walk.look(part))
         below = {child: below_class(walk, child, link) for child, link in ways}
         filled = {child.name for child, images_of in below.items() if any(images_of.values())}
-        if splits.get(part) in ("val", "test") and learned and not filled & learned and len(filled) + bool(loose) == 1:
+        known = {name.casefold() for name in filled} & {name.casefold() for name in learned}
+        if splits.get(part) in ("val", "test") and learned and not known and len(filled) + bool(loose) == 1:
             images = loose + [file for images_of in below.values() for files in images_of.values() for file in files]
             found.pictures += labelled_beside(walk, found, part, splits[part], images, learned)
             continue
@@ -319,8 +320,8 @@ def labelled_beside(walk: Walk, found: Contents, part: Path, split: str, images:
             return pictures
     if split == "test":
         found.notes.append(
-            f"{several(len(images), 'image')} in {where} without a label, for want of class folders, left out: once a model is exported, "
-            f"`hpsearch predict MODEL {part}` says what they are"
+            f"{several(len(images), 'image')} in {where} without a label, for want of folders named as the classes in training, left out: "
+            f"once a model is exported, `hpsearch predict MODEL {part}` says what they are"
         )
         return []
     raise FixInput(

@@ -120,8 +120,11 @@ def read_table(table: Path) -> Table:
 
 
 def labels_beside(table: Path) -> bool:
-    """Whether a table labels the images beside it, as Hugging Face has it."""
-    names = {str(name).strip().lower() for name in read_rows(table)[0]}
+    """Whether a table labels the images beside it, as Hugging Face has it; one that cannot be read does not."""
+    try:
+        names = {str(name).strip().lower() for name in read_rows(table)[0]}
+    except (FixInput, FixSetup):
+        return False
     return "file_name" in names and bool(names & {*COLUMNS["label"]})
 
 

@@ -371,7 +371,10 @@ def finish(source: Source, found: Sequence[Found], plural: bool = False) -> Sour
     notes = list(source.notes)
     if alike:
         groups = [" and ".join(f"'{name}'" for name in group) for group in alike]
-        notes.append(f"classes whose names differ only in case or blanks: {first(groups, escape=False)}. Are they one? Give them one name")
+        notes.append(
+            "classes whose names differ only in case, blanks or how a number is written: "
+            f"{first(groups, escape=False)}. Are they one? Give them one name"
+        )
     number = {name: i for i, name in enumerate(classes)}
     items = tuple(replace(f.item, label=number[f.name]) for f in found)
     remarks = (*source.remarks, *unusual_labels(Counter(f.name for f in found), plural))
@@ -379,8 +382,10 @@ def finish(source: Source, found: Sequence[Found], plural: bool = False) -> Sour
 
 
 def look_alikes(classes: Sequence[str]) -> list[list[str]]:
-    """Classes that a person would take for one: their names differ in case, in blanks, or in how accents are stored."""
+    """Classes that a person would take for one: their names differ in case, in blanks, or in how accents or a number are written."""
     groups: dict[str, list[str]] = {}
     for name in classes:
-        groups.setdefault("".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(name)
+        plain = "".join(unicodedata.normalize("NFC", name).casefold().split())
+        whole = re.fullmatch(r"0*(\d+)(\.0*)?", plain, re.ASCII)  # "1.0" is what pandas makes of 1 in a column with gaps
+        groups.setdefault(whole[1] if whole else plain, []).append(name)
     return [group for group in groups.values() if len(group) > 1]

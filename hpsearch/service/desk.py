@@ -18,6 +18,7 @@ from hpsearch.compared import PAGE, members
 from hpsearch.comparing import check_free, contest_of
 from hpsearch.control import Control
 from hpsearch.errors import FixInput, FixSetup, HpsearchError, NotFound, WaitOrStop
+from hpsearch.finetune.roots import VARIABLE, roots_in_words
 from hpsearch.machine import Load, load
 from hpsearch.names import check_name
 from hpsearch.places import Place, comparison_of
@@ -152,6 +153,7 @@ class Desk:
     async def command(self, *arguments: str) -> str:
         """Run `hpsearch` with these arguments; what it printed. Its errors are ours."""
         environment = {key: value for key, value in os.environ.items() if key != "HPSEARCH_TOKEN"} | {"OPTUNA_STORAGE": self.where.storage}
+        environment[VARIABLE] = roots_in_words(self.guard.roots)
         if self.where.tracking:
             environment["MLFLOW_TRACKING_URI"] = self.where.tracking
         async with self.aside:

@@ -521,7 +521,9 @@ def test_classes_that_look_alike_are_named(folder):
     refused("d", "no training images of 'Noise'", "Is 'Noise' the same class as 'noise'? Then give both one name")
     write(folder / "1.png", seed=1)
     (folder / "t.csv").write_text("path,label\n1.png,CHINA\n2.png,china\n3.png,flower\n")
-    assert "differ only in case or blanks: 'CHINA' and 'china'. Are they one?" in open_source("t.csv").notes[0]
+    assert "differ only in case, blanks or how a number is written: 'CHINA' and 'china'. Are they one?" in open_source("t.csv").notes[0]
+    (folder / "t.csv").write_text("path,label,split\n1.png,1,train\n2.png,02,train\n3.png,1.0,val\n4.png,1,val\n")
+    refused("t.csv", "no training images of '1.0'", "Is '1.0' the same class as '1'?")
 
 
 def test_kinds_of_images_that_are_not_read_are_items_and_bad(folder):
@@ -629,6 +631,21 @@ def test_unlabelled_test_images_are_left_out_and_offered_to_predict(folder):
         )
 
 
+def test_a_test_folder_with_a_class_of_another_spelling_is_not_taken_for_unlabelled(folder):
+    make_folder(folder / "d" / "train", {"ok": 3, "nok": 2})
+    make_folder(folder / "d" / "test", {"OK": 2})
+    refused("d", "no training images of 'OK'", "Is 'OK' the same class as 'ok'?")
+
+
+def test_a_table_beside_class_folders_that_is_no_metadata_changes_nothing(folder):
+    make_folder(folder / "d", {"cat": 2, "dog": 2})
+    for text in (b"\xff\xfe", b"name,size\n1,2\n", b""):
+        (folder / "d" / "metadata.csv").write_bytes(text)
+        (folder / "d" / "metadata.jsonl").write_bytes(text)
+        assert counts(open_source("d")) == {(None, "cat"): 2, (None, "dog"): 2}
+        assert open_source("d").notes == ("2 files that are no images were ignored: metadata.csv, metadata.jsonl",)
+
+
 def test_folders_that_hold_folders_of_the_same_names_are_refused_with_the_remedy(folder):
     for name in ("2019", "2020"):
         make_folder(folder / "d" / name, {"cat": 2, "dog": 2})
@@ -731,6 +748,17 @@ def test_a_column_that_tells_splits_is_known_by_what_is_in_it(table, column, cel
     assert splits(source) == expected
     assert len(source.notes) == (said is not None)
     assert said is None or (f"the column '{column}' was" in source.notes[0] and said in source.notes[0])
+
+
+def test_the_columns_of_a_parquet_table_tell_splits_too(table):
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"path": [f"img/{i:03d}.jpg" for i in range(20)], "label": ["cat", "dog"] * 10}
+    parquet.write_table(pyarrow.table({**columns, "is_valid": [i > 15 for i in range(20)], "picture": [b"x"] * 20}), "t.parquet")
+    assert splits(open_source("t.parquet")) == {"train": 16, "val": 4}
+    parquet.write_table(pyarrow.table({**columns, "phase": pyarrow.array(["train"] * 16 + ["test"] * 4).dictionary_encode()}), "t.parquet")
+    assert splits(open_source("t.parquet")) == {"train": 16, "test": 4}
 
 
 def test_two_columns_that_tell_splits_go_together_or_one_of_them_wins(table, folder):
