@@ -21,7 +21,7 @@ def direct():
     """Names of the packages that pyproject.toml asks for, those of the tests apart."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = (project["dependencies"], [line for lines in project["optional-dependencies"].values() for line in lines])
-    return tuple(sorted(re.match(r"[\w.-]+", line)[0].lower() for line in lines) for lines in groups)
+    return tuple(sorted({re.match(r"[\w.-]+", line)[0].lower() for line in lines}) for lines in groups)
 
 
 def licence(package):
