@@ -199,7 +199,7 @@ def finish(spec: StudySpec, where: Place, reason: str, trackers: Sequence[Tracke
         with opened(where.storage) as storage:
             report = write_report(storage, stored, where, (f"# {problem}", f"hpsearch sync {shlex.quote(stored.name)}"))
     counts = {status.value: sum(r.status is status for r in stored.records) for status in Status}
-    drawn = describe_random(spec.sampler, counts[Status.COMPLETE.value], len(stored.records))
+    drawn = describe_random(spec.sampler, counts)
     checked = read_data_report(where.runs(stored.name) / DATA_REPORT)
     found = checked.facts.get("smallest_difference") if checked else None
     return Summary(

@@ -183,12 +183,19 @@ def describe_limits(sampler: str, space: Space) -> str:
     return ""
 
 
-def describe_random(sampler: str, complete: int, trials: int) -> str:
-    """Returns that a model-based sampler has drawn at random, where too few trials are complete for a model; "" where it has modelled."""
+def describe_random(sampler: str, counts: Mapping[str, int]) -> str:
+    """Returns that a model-based sampler has drawn at random, where too few trials have ended for a model; "" where it has modelled.
+
+    Args:
+        sampler: Its name.
+        counts: Trials by status. TPE models from complete and pruned ones, the others from complete ones alone.
+    """
     least = MODELS_FROM.get(sampler, 0)
-    if complete >= least or trials < 2:
+    told = counts.get("COMPLETE", 0) + (counts.get("PRUNED", 0) if sampler == "tpe" else 0)
+    if told >= least or sum(counts.values()) < 2:
         return ""
-    return f"{sampler} models from {least} complete trials on; {complete} are, so these configurations were drawn at random"
+    kind = "complete or pruned" if sampler == "tpe" else "complete"
+    return f"{sampler} models from {least} {kind} trials on; {told} are, so these configurations were drawn at random"
 
 
 def suggested(asked: optuna.Trial, space: Space, varied: Mapping[str, BaseDistribution]) -> dict[str, Value]:

@@ -90,4 +90,6 @@ def test_what_a_sampler_cannot_do_is_said_before_it_begins(sampler, space, says)
 @pytest.mark.parametrize(("sampler", "least"), [("tpe", 10), ("gp", 10), ("cmaes", 2), ("random", 0), ("grid", 0), ("qmc", 0)])
 def test_random_draws_of_a_model_are_called_that(sampler, least):
     for complete in range(12):
-        assert bool(samplers.describe_random(sampler, complete, 12)) == (complete < least)
+        assert bool(samplers.describe_random(sampler, {"COMPLETE": complete, "FAILED": 12 - complete})) == (complete < least)
+        pruned = samplers.describe_random(sampler, {"COMPLETE": complete, "PRUNED": 12 - complete})
+        assert bool(pruned) == (complete < least and sampler != "tpe")
