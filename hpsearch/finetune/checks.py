@@ -163,7 +163,7 @@ def class_findings(g: Gathered) -> Iterator[Finding]:
         text = f"{several(unused, 'image')} not used: split.train_per_class, split.val and split.test ask for fewer than there are."
         yield Finding("unused", "note", text, unused)
     yield from imbalance(g, counts["train"])
-    yield from heavy_images(g, counts["val"])
+    yield from heavy_images(g, counts["val"], counts["train"])
 
 
 def imbalance(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
@@ -180,7 +180,7 @@ def imbalance(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
         yield Finding("imbalance", "warning", text)
 
 
-def heavy_images(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
+def heavy_images(g: Gathered, counts: np.ndarray, trained: np.ndarray) -> Iterator[Finding]:
     """Classes with so few validation images that one of them moves balanced accuracy, the mean of all classes' recalls, by a lot."""
     present = counts[counts > 0]
     if not len(present) or 1 / (len(present) * present.min()) < HEAVY:
@@ -190,7 +190,9 @@ def heavy_images(g: Gathered, counts: np.ndarray) -> Iterator[Finding]:
     others = f", and so few have {len(few) - 1} more" if len(few) > 1 else ""
     text = f"One validation image of '{g.classes[small]}' is {100 / (len(present) * counts[small]):.0f} points of balanced accuracy "
     text += f"(f1, recall and precision likewise), since its class has {counts[small]}{others}: what is chosen by it is chosen by luck. "
-    text += "Add images of such classes, raise split.val, or measure the best on folds, where every image is validated on once (--cv 3x5)."
+    text += "Add images of such classes, or raise split.val"
+    folds = min(5, int(counts[small] + trained[small]))
+    text += f"; or measure the best on folds, where every image is validated on once (--cv 3x{folds})." if folds > 1 else "."
     level = "warning" if g.objective in BALANCED or counts.max() >= LOPSIDED * counts[small] else "note"
     yield Finding("heavy-images", level, text, len(few))  # type: ignore[arg-type]
 
@@ -353,7 +355,7 @@ def resolution(g: Gathered, votes: Votes | None) -> Iterator[Finding]:
 
 def counted(n: int, reason: str) -> str:
     """How many files have a reason."""
-    return f"{n:,} {REASONS[reason][n > 1] if reason in REASONS else reason}"
+    return f"{n:,} {'× ' * reason[:1].isdigit()}{REASONS[reason][n > 1] if reason in REASONS else reason}"
 
 
 def several(n: int, one: str, many: str | None = None) -> str:

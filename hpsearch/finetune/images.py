@@ -239,20 +239,26 @@ def unidentified(data: bytes) -> str:
     if data.startswith(PNG):
         part = bad_part(data)
         return f"damaged (the checksum of the PNG's part {part} is wrong)" if part else "damaged (a PNG whose parts make no image)"
+    if kind := other_format(data):
+        return f"damaged (it begins as {kind})" if kind in FORMATS else cannot(kind)
+    return "not an image"
+
+
+def other_format(data: bytes) -> str:
+    """Which of Pillow's formats, also those that are not read, claims a file by its beginning; "" for none."""
+    Image.init()
     for name, (_, accept) in Image.OPEN.items():
         with suppress(Exception):
             if accept is None or accept(data[:16]) is not True:
                 continue
-            if name in FORMATS:
-                return f"damaged (it begins as {name})"
-            if name != "EPS":  # which has another program run
+            if name not in FORMATS and name != "EPS":  # which has another program run
                 Image.open(io.BytesIO(data), formats=(name,)).close()
-            return cannot(name)
-    return "not an image"
+            return name
+    return ""
 
 
 def kind_of_file(path: Path) -> str:
-    """What kind of picture a file holds by how it begins, readable (one of FORMATS) or not; "" for none."""
+    """What kind of picture a file holds, by how it begins or by its ending: readable (one of FORMATS) or not; "" for none."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ""
@@ -260,12 +266,9 @@ def kind_of_file(path: Path) -> str:
             data = file.read(4096)
     except OSError:
         return ""
-    for name in formats():
-        with suppress(Exception):
-            accept = Image.OPEN[name][1]
-            if accept is not None and accept(data[:16]) is True:
-                return name
-    return foreign(data)
+    ending = path.suffix.lower()
+    with quiet():
+        return foreign(data) or other_format(data) or (Image.registered_extensions().get(ending, "") if ending not in SUFFIXES else "")
 
 
 def bad_part(data: bytes) -> str:

@@ -63,6 +63,7 @@ def test_files_that_cannot_be_used_are_named_and_counted_and_refused_above_the_l
     assert kinds["unreadable"].level == "warning"
     assert "3 files (1.2 %) cannot be used and are left out: 2 truncated, 1 empty file" in kinds["unreadable"].text
     assert [e.names[0] for e in kinds["unreadable"].examples] == ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
+    assert "2 × 16-bit" in found(gathered(bad=[("a/1.tif", "16-bit TIFF")] * 2))[1]["unreadable"].text
     refused, kinds = found(gathered(bad=bad * 10))
     assert [f.kind for f in refused.refused] == ["unreadable"]
     assert "raise bad_files" in kinds["unreadable"].text
@@ -131,7 +132,7 @@ def test_a_validation_image_that_carries_much_of_balanced_accuracy_is_told(rare,
         assert f" is {points} points" in text
         assert f"since its class has {rare}: " in text
         assert "split.val" in text
-        assert "--cv" in text
+        assert "--cv 3x5" in text
         assert kinds["heavy-images"].level == level
 
 
@@ -141,6 +142,9 @@ def test_few_validation_images_of_many_equal_classes_carry_little_each():
     _, kinds = found(gathered([0, 1] * 20))  # few of both
     assert kinds["heavy-images"].level == "note"
     assert "and so few have 1 more" in kinds["heavy-images"].text
+    labels = np.zeros(240, dtype=int)
+    labels[[0, 1, 150]] = 1  # two to train on, one to validate on: three folds at most
+    assert "(--cv 3x3)" in found(gathered(labels))[1]["heavy-images"].text
 
 
 def test_copies_are_told_apart_by_where_they_lie():

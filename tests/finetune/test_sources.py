@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import make_folder, write
+from PIL import Image
 
 from hpsearch.errors import FixInput
 from hpsearch.finetune.prepare import prepare
@@ -683,6 +684,8 @@ def test_images_that_are_left_out_for_their_names_are_told_with_the_remedy(folde
     shutil.copy(folder / "d" / "asp" / "0.png", folder / "d" / "asp" / "0002.image")
     shutil.copy(folder / "d" / "asp" / "0.png", folder / "d" / "asp" / ".1.png")
     (folder / "d" / "java" / "1.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    Image.new("RGB", (32, 32)).save(folder / "d" / "java" / "1.ico")
+    Image.new("RGB", (32, 32)).save(folder / "d" / "java" / "1.tga")
     (folder / "d" / "java" / "notes").write_text("mine")
     source = open_source("d")
     assert counts(source) == {(None, "asp"): 2, (None, "java"): 2}
@@ -690,11 +693,13 @@ def test_images_that_are_left_out_for_their_names_are_told_with_the_remedy(folde
     assert sorted(remark.text for remark in source.remarks) == [
         ".net (3 images), asp/.1.png have names that begin with a dot and were left out. Rename them if they belong to the data.",
         "1 file was left out (java/1.dcm): DICOM cannot be read; convert to PNG.",
+        "1 file was left out (java/1.ico): ICO cannot be read; convert to PNG.",
+        "1 file was left out (java/1.tga): TGA cannot be read; convert to PNG.",
         "2 PNG images without an ending that says so were left out (asp/0001, asp/0002.image): give them the ending .png.",
     ]
     assert {remark.level for remark in source.remarks} == {"warning"}
     report = prepare({**load_spec(None, (), {"data": "d"}).resolved(), "model": None}).report
-    assert len([finding for finding in report.findings if finding.kind == "left-out"]) == 3
+    assert len([finding for finding in report.findings if finding.kind == "left-out"]) == 5
 
 
 def test_a_folder_without_an_image_says_what_there_is_instead(folder):
