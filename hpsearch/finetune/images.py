@@ -235,7 +235,8 @@ def unidentified(data: bytes) -> str:
             file.seek(tags.next)
             tags.load(file)
             return tiff_problem(tags) or cannot(tiff_kind(tags))
-        return "damaged (a TIFF whose list of contents cannot be read)"
+        big = data.startswith(b"MM\0+")  # which Pillow does not tell from a TIFF of the other size
+        return cannot("big-endian BigTIFF") if big else "damaged (a TIFF whose list of contents cannot be read)"
     if data.startswith(PNG):
         part = bad_part(data)
         return f"damaged (the checksum of the PNG's part {part} is wrong)" if part else "damaged (a PNG whose parts make no image)"
@@ -303,7 +304,8 @@ def tiff_problem(tags: Mapping[int, Any]) -> str | None:
     numbers = {*as_tuple(tags.get(FORMAT, 1))}
     planar = tags.get(PLANAR) == 2 and bands > 1
     wide = bands == 1 and bits == (32,) and numbers == {2}  # what Pillow writes of its mode "I"
-    right = (numbers <= {1, 4} or wide) and (not planar or (photometric in (RGB, INKS) and {*bits} == {8}))
+    multiplied = 1 in as_tuple(tags.get(EXTRA, 0))  # colours by their alpha
+    right = (numbers <= {1, 4} or wide) and (not planar or (photometric in (RGB, INKS) and {*bits} == {8} and not multiplied))
     return None if right else cannot(tiff_kind(tags))
 
 
@@ -360,16 +362,23 @@ def orientation(image: Image.Image) -> int:
 def plain(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """As mode L or RGB, and what was special about it. Transparency becomes white, 16 bits are scaled to 8."""
     mode = image.mode
-    special = {"CMYK": ["cmyk"], "P": ["palette"], "PA": ["palette"], "1": ["gray"], "L": ["gray"], "LA": ["gray"]}.get(mode, [])
+    special = {"CMYK": ["cmyk"], "P": ["palette"], "PA": ["palette"], "1": ["gray"], "L": ["gray"], "LA": ["gray"], "La": ["gray"]}.get(
+        mode, []
+    )
     if mode == "F":
         raise Unusable("32-bit float pixels")
     if mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise Unusable("32-bit integer pixels")
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds for 8 bits only
+        tags = getattr(image, "tag_v2", {})
+        if as_tuple(tags.get(BITS, 16)) == (12,):  # which Pillow leaves as they are
+            values = (values.astype(np.uint32) * 65535 + 2047) // 4095
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds for 8 bits only
             values = 65535 - values
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)), ["16-bit", "gray"]
+    if mode in ("La", "RGBa"):  # colours multiplied by their alpha
+        image = image.convert(mode.upper())
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from image_files import encoded, picture
+from PIL import TiffImagePlugin
 
 from hpsearch.finetune.images import Preprocessing, Unusable, decode
 from tests.support.commands import run_command
@@ -90,6 +91,56 @@ def test_a_refused_tiff_is_named(bands, photometric, kind, planar, reason):
     shares = np.linspace(0, 1, SIDE * SIDE * bands).reshape(SIDE, SIDE, bands)
     with pytest.raises(Unusable, match=f"^{reason} cannot be read; convert to PNG$"):
         decode(tiff(shares, photometric, kind, planar, "<", None), PRE)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
+def test_colours_multiplied_by_their_alpha_are_divided_again_or_refused(photometric, planar, kind):
+    shares = picture(1, SIDE, SIDE, channels=4)[..., 3 - COLOURS[photometric] :] / 255
+    alpha = np.maximum(shares[..., -1:], 0.3)
+    most, dtype = KINDS[kind]
+    array = np.rint(np.concatenate([shares[..., :-1] * alpha, alpha], axis=2) * most).astype(dtype)
+    array = np.ascontiguousarray(array.transpose(2, 0, 1)) if planar == "separate" else array
+    out = io.BytesIO()
+    tifffile.imwrite(out, array, photometric=photometric, planarconfig=planar, extrasamples=["assocalpha"])
+    if planar == "separate" or (photometric, kind) == ("minisblack", "u2"):
+        with pytest.raises(Unusable, match="TIFF with alpha cannot be read"):
+            decode(out.getvalue(), PRE)
+    else:
+        shown = 255 * np.broadcast_to(shares[..., :-1] * alpha + 1 - alpha, (SIDE, SIDE, 3))
+        assert np.abs(decode(out.getvalue(), PRE).image.transpose(1, 2, 0) - shown).max() < 3
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_twelve_bits_are_scaled_to_eight_or_refused(photometric):
+    """Two pixels in three bytes, packed here by hand."""
+    values = np.linspace(0, 4095, SIDE * SIDE).round().astype(np.uint16)
+    first, second = values[::2], values[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in ((256, SIDE), (257, SIDE), (258, 12), (259, 1), (262, int(photometric == "minisblack")), (277, 1), (278, SIDE)):
+        tags[tag] = value
+    tags[273], tags[279] = 0, packed.size  # Pillow counts from the end of the tags
+    data = b"II*\0\x08\0\0\0" + tags.tobytes(8) + packed.tobytes()
+    if photometric == "minisblack":
+        assert np.abs(decode(data, PRE).image[0] - values.reshape(SIDE, SIDE) * (255 / 4095)).max() <= 0.6
+    else:
+        with pytest.raises(Unusable, match="12-bit gray TIFF cannot be read"):
+            decode(data, PRE)
+
+
+@pytest.mark.parametrize(("order", "reason"), [("<", "16-bit 13-band TIFF"), (">", "big-endian BigTIFF")])
+def test_a_bigtiff_is_read_or_refused_by_name(order, reason):
+    out = io.BytesIO()
+    tifffile.imwrite(
+        out, np.zeros((SIDE, SIDE, 13), np.uint16), photometric="minisblack", planarconfig="contig", bigtiff=True, byteorder=order
+    )
+    with pytest.raises(Unusable, match=f"^{reason} cannot be read"):
+        decode(out.getvalue(), PRE)
+    out = io.BytesIO()
+    tifffile.imwrite(out, np.full((SIDE, SIDE), 7, np.uint8), photometric="minisblack", bigtiff=True)
+    assert (decode(out.getvalue(), PRE).image == 7).all()
 
 
 def test_lab_counts_its_colours_from_zero():
