@@ -29,6 +29,7 @@ SYSTEM = frozenset(  # made by programs, not by whoever put the images there; in
     """.split()  # noqa: SIM905
 ) | {"system volume information"}
 SYSTEM_STARTS = ("._", ".trash", ".nfs", ".fuse_hidden", ".~")
+IMAGES = frozenset((*SUFFIXES, *FOREIGN))  # endings of images, also of those that are not read
 SNIFFED = 64  # files of one ending that are opened to see what they are
 LISTED = 5_000_000  # bytes of a text beside the images that are looked at for labels
 
@@ -495,7 +496,7 @@ def children(folder: Path) -> Listing:
 
 def is_image(path: Path) -> bool:
     """Whether a file is an image by the ending of its name."""
-    return path.suffix.lower() in (*SUFFIXES, *FOREIGN)
+    return path.suffix.lower() in IMAGES
 
 
 def images_in(folder: Path) -> int:
