@@ -11,7 +11,7 @@ from pathlib import Path
 from hpsearch.errors import FixInput
 from hpsearch.finetune.images import FOREIGN, FORMATS, SUFFIXES, cannot, kind_of_file
 from hpsearch.finetune.printable import first, printable, several
-from hpsearch.finetune.roots import leads_out
+from hpsearch.finetune.roots import leads_out, open_inside
 from hpsearch.types import Finding
 
 SPLITS = {
@@ -31,7 +31,7 @@ SYSTEM = frozenset(  # made by programs, not by whoever put the images there; in
 SYSTEM_STARTS = ("._", ".trash", ".nfs", ".fuse_hidden", ".~")
 IMAGES = frozenset((*SUFFIXES, *FOREIGN))  # endings of images, also of those that are not read
 SNIFFED = 64  # files of one ending that are opened to see what they are
-LISTED = 5_000_000  # bytes of a text beside the images that are looked at for labels
+LISTED = 5_000_000  # characters of a text beside the images that are looked at for labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,10 +335,11 @@ def labelled_beside(walk: Walk, found: Contents, part: Path, split: str, images:
 def labels_in(text: Path, learned: set[str]) -> dict[str, str]:
     """File name -> class, when every line of a text begins with a name and a class that is learned."""
     try:
-        fits = text.is_file() and text.stat().st_size <= LISTED  # a named pipe is no file
-        lines = text.read_text("utf-8", errors="replace").splitlines() if fits else []
+        with open_inside(text, "r", encoding="utf-8", errors="replace") as file:
+            content = file.read(LISTED + 1)
     except OSError:
         return {}
+    lines = content.splitlines() if len(content) <= LISTED else []
     cells = [re.split(r"[\t,; ]+", line.strip()) for line in lines if line.strip()]
     rows = cells[1:] if cells and (len(cells[0]) < 2 or cells[0][1] not in learned) else cells  # a header
     if not all(len(row) > 1 and row[1] in learned for row in rows):

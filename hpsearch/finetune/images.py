@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from hpsearch.finetune.roots import leads_out
+from hpsearch.finetune.roots import leads_out, open_inside
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
@@ -111,16 +111,13 @@ def read_file(path: Path, stamp: tuple[int, int] | None = None) -> bytes:
             raise Unusable("not found")
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise Unusable("not a file")
-        # Not blocking: a named pipe in its place would wait for its writer for ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if leads_out(f"/proc/self/fd/{file.fileno()}"):  # another file has taken its place
-                raise Unusable("not found")
+        with open_inside(path, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 raise Unusable("empty file")
             if status.st_size > MEGABYTES * 2**20:
                 raise Unusable(f"larger than {MEGABYTES} MB")
-            data = file.read()
+            data: bytes = file.read()
     except FileNotFoundError:
         raise Unusable("not found") from None
     except OSError as error:
@@ -263,7 +260,7 @@ def kind_of_file(path: Path) -> str:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ""
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open_inside(path, "rb") as file:
             data = file.read(4096)
     except OSError:
         return ""

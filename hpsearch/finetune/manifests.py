@@ -14,7 +14,7 @@ from typing import Any
 from hpsearch.errors import FixInput, FixSetup, nearest
 from hpsearch.finetune.folders import SPLITS, is_image, split_named
 from hpsearch.finetune.printable import first, several
-from hpsearch.finetune.roots import leads_out
+from hpsearch.finetune.roots import leads_out, open_inside
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".pq")
 COLUMNS = {  # what is wanted -> the names under which it is found, the first of them that is there
@@ -326,7 +326,7 @@ def read_csv(table: Path) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
 
     def rows() -> Iterator[tuple[str, list[str]]]:
         try:
-            with table.open(newline="", encoding="utf-8-sig") as file:
+            with open_inside(table, "r", newline="", encoding="utf-8-sig") as file:
                 header = file.readline()
                 delimiter = max(",;\t", key=header.count)
                 yield "header", next(csv.reader([header], delimiter=delimiter), [])
@@ -349,7 +349,7 @@ def read_json_lines(table: Path) -> tuple[list[str], Iterator[tuple[str, list[An
     """The same of a file with one JSON object a line."""
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
-        with table.open(encoding="utf-8-sig") as file:
+        with open_inside(table, "r", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     values = json.loads(line)
@@ -372,7 +372,7 @@ def read_parquet(table: Path) -> tuple[list[str], Iterator[tuple[str, list[Any]]
     except ImportError:
         raise FixSetup(f"{table} is a Parquet file, and reading it needs pyarrow: pip install pyarrow, or save it as CSV") from None
     try:
-        with parquet.ParquetFile(table) as file:
+        with open_inside(table, "rb") as opened, parquet.ParquetFile(opened) as file:
             names = [str(name) for name in file.schema_arrow.names]
             wanted = [name for name in names if small(file.schema_arrow.field(name).type)]
             check_types(table, file.schema_arrow)

@@ -16,7 +16,7 @@ from torch import nn
 from hpsearch.errors import FixInput, FixSetup, HpsearchError
 from hpsearch.finetune import standalone
 from hpsearch.finetune.export import CONFIG, FORMAT, preprocessing
-from hpsearch.finetune.folders import Walk
+from hpsearch.finetune.folders import Walk, left_out
 from hpsearch.finetune.functions import brief
 from hpsearch.finetune.images import Bytes, Preprocessing, Unusable, decode, read_file
 from hpsearch.finetune.printable import escaped
@@ -84,9 +84,12 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     """Files as they are, folders as the images in and below them, in order. FixInput for a folder without images."""
     found: list[Path] = []
     for path in paths:
-        images = Walk(path, [path]).below(path) if path.is_dir() else [path]
+        walk = Walk(path, [path])
+        images = walk.below(path) if path.is_dir() else [path]
         if not images:
-            raise FixInput(f"the folder {path} holds no images")
+            raise FixInput(
+                ". ".join([f"the folder {path} holds no images", *(finding.text.rstrip(".") for finding in left_out(path, walk))])
+            )
         found += images
     return found
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, Any
 
 VARIABLE = "HPSEARCH_DATA_ROOTS"  # set for studies of others only; a person at the command line reads what the person may read
 
@@ -21,3 +23,15 @@ def leads_out(path: str | Path) -> bool:
         return False
     real = os.path.realpath(path)
     return not any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots.split(os.pathsep) if root)
+
+
+def open_inside(path: Path, mode: str, **how: Any) -> IO[Any]:
+    """Opens a file; one that lies, whatever has become of its path since it was looked at, where data may not lie is not found.
+
+    Does not wait for the writer of a named pipe. Raises OSError.
+    """
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK), **how)  # noqa: SIM115  the caller's to close
+    if leads_out(f"/proc/self/fd/{file.fileno()}"):
+        file.close()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return file

@@ -444,6 +444,9 @@ def test_folders_are_their_images_and_an_empty_one_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FixInput, match="holds no images"):
         predict.expand([tmp_path / "empty"])
+    (tmp_path / "empty" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(FixInput, match=r"holds no images\. 1 file was left out \(1\.dcm\): DICOM cannot be read; convert to PNG$"):
+        predict.expand([tmp_path / "empty"])
 
 
 def test_a_folder_without_a_model_or_with_half_of_one_is_told(model, trained, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from hpsearch.errors import FixInput
 from hpsearch.finetune.images import Unusable, read_file
 from hpsearch.finetune.prepare import prepare
-from hpsearch.finetune.roots import VARIABLE, leads_out, roots_in_words
+from hpsearch.finetune.roots import VARIABLE, leads_out, open_inside, roots_in_words
 from hpsearch.finetune.sources import open_source
 from hpsearch.spec import load_spec
 
@@ -106,6 +106,23 @@ def test_a_file_that_became_a_link_after_it_was_listed_is_not_read(served):
         path.symlink_to(served / "outside" / target)
         with pytest.raises(Unusable, match=r"^not found$"):
             read_file(path)
+
+
+def test_a_file_is_opened_only_where_it_lies_inside(served):
+    inside = served / "data" / "t.csv"
+    inside.write_text("path,label\n")
+    with open_inside(inside, "r", encoding="utf-8") as file:
+        assert file.read() == "path,label\n"
+    (served / "outside" / "t.csv").write_text("secret")
+    for target in ("t.csv", "absent.csv"):
+        link = served / "data" / f"to-{target}"
+        link.symlink_to(served / "outside" / target)
+        with pytest.raises(FileNotFoundError) as caught:
+            open_inside(link, "r")
+        assert str(caught.value) == f"[Errno 2] No such file or directory: '{link}'"
+    os.mkfifo(served / "data" / "pipe")
+    with open_inside(served / "data" / "pipe", "rb") as file:
+        assert file.read(1) == b""
 
 
 def test_links_inside_the_roots_and_those_of_a_person_are_followed(served, monkeypatch):
