@@ -600,7 +600,7 @@ def tensors(path: Path, nan: bool = False, rename: str = "", shape: bool = False
 
     from hpsearch.finetune.pretrained import GLYPHNET_FILE
 
-    state = {rename + name: tensor for name, tensor in load_file(GLYPHNET_FILE).items()}
+    state = {name + rename: tensor for name, tensor in load_file(GLYPHNET_FILE).items()}
     if nan:
         first = next(name for name, tensor in state.items() if tensor.is_floating_point())
         state[first] = torch.full_like(state[first], float("nan"))
@@ -643,7 +643,7 @@ WEIGHTS: list[tuple[str, str, Content, str]] = [
     ("code in an archive", "w.pt", archive, "w.pt"),
     ("TorchScript", "w.pt", traced, "needs code to load"),
     ("NaN", "w.safetensors", functools.partial(tensors, nan=True), "has NaN or infinity"),
-    ("another model's names", "w.safetensors", functools.partial(tensors, rename="other."), "does not fit this model"),
+    ("another model's names", "w.safetensors", functools.partial(tensors, rename="_of_another"), "does not fit this model"),
     ("other shapes", "w.safetensors", functools.partial(tensors, shape=True), "does not fit this model"),
     ("a folder", "w.pt", Path.mkdir, "there is no weights file"),
     ("a named pipe", "w.pt", os.mkfifo, "there is no weights file"),

@@ -21,7 +21,7 @@ from hpsearch.finetune.blocks import Dropout as Dropout
 from hpsearch.finetune.blocks import FineTuneModel as FineTuneModel
 from hpsearch.finetune.blocks import drop, eval_mode, renew
 from hpsearch.finetune.images import Preprocessing
-from hpsearch.finetune.names import check_names, is_file, is_own
+from hpsearch.finetune.names import check_names, file_and_part, is_file, is_own
 from hpsearch.finetune.own import own_model
 from hpsearch.finetune.pretrained import WeightsReport
 from hpsearch.finetune.zoo import glyphnet as glyphnet  # a public name here
@@ -70,7 +70,7 @@ def build(
             expects = preprocessing(name, weights, preprocess)
             model = known_model(name, zoo.known_net(name, classes, expects.size), classes)
         if path is not None:
-            matched = pretrained.load(model.net, model.cuts.head, path)
+            matched = pretrained.load(model.net, model.cuts.head, path, file_and_part(weights)[1])
         else:
             matched = pretrained.without_file(name, weights)
     model.freeze(0)

@@ -26,7 +26,8 @@ TORCHVISION = tuple(
     """.split()  # noqa: SIM905
 )
 MODELS = ("glyphnet", *TORCHVISION)
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # of weights files
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt")  # of weights files
+WITHIN = re.compile(rf"(?P<file>.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))#(?P<within>.*)", re.IGNORECASE | re.DOTALL)
 
 
 def choices_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -42,7 +43,13 @@ def is_own(model: str) -> bool:
 
 def is_file(weights: str) -> bool:
     """Whether weights are given as a file."""
-    return weights.lower().endswith(SUFFIXES)
+    return file_and_part(weights)[0].lower().endswith(SUFFIXES)
+
+
+def file_and_part(weights: str) -> tuple[str, str]:
+    """The file of "FILE#part.of.it", and the address of the part; "" for all of the file."""
+    found = WITHIN.fullmatch(weights)
+    return (found["file"], found["within"].strip(".")) if found else (weights, "")
 
 
 def check_names(model: str, weights: str) -> None:
@@ -72,7 +79,7 @@ def check_model(model: str) -> None:
 
 def check_file(weights: str) -> Path:
     """The file that `weights` names; FixInput when there is none."""
-    path = Path(os.path.expanduser(weights))  # as `os.path` does it, no name is an error
+    path = Path(os.path.expanduser(file_and_part(weights)[0]))  # as `os.path` does it, no name is an error
     if not os.path.isfile(path):
         raise FixInput(f"there is no weights file {path.absolute()}: correct the path, or use weights: DEFAULT or none")
     return path

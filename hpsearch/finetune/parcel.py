@@ -13,7 +13,7 @@ import torch
 from hpsearch.errors import FixSetup
 from hpsearch.finetune import data as datasets
 from hpsearch.finetune import shelf
-from hpsearch.finetune.names import is_file
+from hpsearch.finetune.names import file_and_part, is_file
 from hpsearch.finetune.sources import cache_folder
 from hpsearch.machine import pulse
 
@@ -42,7 +42,9 @@ def unpacked(config: Mapping[str, Any]) -> Mapping[str, Any]:
     found |= {"indexes": {model: index(path) for model, path in found["indexes"].items()}} if found.get("indexes") else {}
     own = is_file(str(found["weights"]))
     files = {model: str(local_weights(path, own, folder, fetch)) for model, path in found.get("files", {}).items()}
-    return found | {"weights_here": files if own else {}}  # torchvision's are found by name
+    part = file_and_part(str(found["weights"]))[1]
+    here = {model: f"{path}#{part}" if part else path for model, path in files.items()}
+    return found | {"weights_here": here if own else {}}  # torchvision's are found by name
 
 
 def local_index(path: str, folder: Path, fetch: Fetch) -> Path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import re
 import socket
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +12,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hpsearch.errors import FixInput, FixSetup
+from hpsearch.finetune.checkpoints import COUNTER, ENOUGH, Entry, Part, entries_of, misfit, open_file, others_of, parts_of, shape, unusable
 from hpsearch.finetune.names import check_file, is_file, is_own
+from hpsearch.finetune.printable import escaped
 from hpsearch.finetune.zoo import takes_pretrained, torchvision_weights
 
 GLYPHNET_FILE = Path(__file__).parent / "weights" / "glyphnet.safetensors"
 TIMEOUT = 30  # seconds without a byte, after which a download is given up
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "weights", "params", "model_ema", "state_dict_ema", "ema")
-PREFIXES = ("module.", "model.", "net.", "backbone.", "_orig_mod.", "encoder.")  # of wrappers: DataParallel, Lightning, torch.compile
-# Names in the files that torchvision publishes, which its own loaders rewrite too: DenseNet's and Vision Transformer's.
-RENAMED = (
-    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
-)
-COUNTER = ".num_batches_tracked"  # of BatchNorm; files from before PyTorch 0.4.1 have none
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError, SafetensorError)
-CODE = ("GLOBAL", "Can only", "Trying to", "TorchScript")  # in torch's messages about pickles that are more than tensors
+CODE = ("GLOBAL", "Can only", "Trying to")  # in torch's messages about pickles that are more than tensors
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,8 @@ class WeightsReport:
     missing: tuple[str, ...] = ()  # in the model, not in the source
     unexpected: tuple[str, ...] = ()  # in the source, not in the model
     mismatched: tuple[str, ...] = ()  # in both with different shapes
+    part: str = ""  # which of the parts that fit was taken, where there are several
+    others: tuple[str, ...] = ()  # the other parts
 
     def text(self) -> str:
         """One line."""
@@ -54,6 +46,10 @@ class WeightsReport:
         parts = [f"weights: {self.loaded} of {self.total} tensors from {self.source}, the head is new"]
         kinds = (("not in the file", self.missing), ("not in the model", self.unexpected), ("of another shape", self.mismatched))
         parts += [f"{len(names)} {what} ({first(names)})" for what, names in kinds if names]
+        if self.others:
+            file = self.source.partition("#")[0]
+            takes = "takes the other" if len(self.others) == 1 else f"takes another, and so {first(self.others[1:])}"
+            parts.append(f"more than one part of the file fits, and {self.part} was taken: --weights {file}#{self.others[0]} {takes}")
         return "; ".join(parts)
 
 
@@ -97,26 +93,28 @@ def torchvision_file(name: str, weights: str, say: Callable[[str], None]) -> Pat
     return path
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a torch checkpoint, by name, unwrapped. FixInput when there is no such thing in it."""
+def read(path: Path) -> list[Entry]:
+    """The tensors of a .safetensors file or a torch checkpoint. FixInput when there are none in it."""
     try:
         if path.stat().st_size == 0:
             raise FixInput(f"the weights file {path} is empty; fetch it again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of before it refuses; the refusal is enough
-            tensors_only = path.suffix.lower() == ".safetensors"
-            content = load_file(path) if tensors_only else torch.load(path, map_location="cpu", weights_only=True)
+        content = open_file(path)
     except UNREADABLE as error:
         raise refusal(path, error) from error
-    state = unwrap(content)
-    if not state:
+    entries = entries_of(content)
+    if not entries:
         raise FixInput(f"the weights file {path} holds no state dict: {kinds(content)}; save model.state_dict(), or convert to safetensors")
-    return state
+    return entries
 
 
 def refusal(path: Path, error: Exception) -> FixInput:
     """Why a file could not be read as tensors."""
     message = str(error)
+    if "TorchScript" in message:
+        return FixInput(
+            f"the weights file {path} is a TorchScript archive, which needs code to load, and only tensors are loaded: "
+            "save the state_dict() of the model that it was made from, or convert that to safetensors"
+        )
     if ("Unsupported operand" in message and is_pickle(path)) or any(sign in message for sign in CODE):
         named = re.search(r"GLOBAL ([\w.]+)", message)
         what = f" ({named.group(1)})" if named else ""
@@ -154,98 +152,114 @@ def is_pickle(path: Path) -> bool:
         return file.read(1) == b"\x80"
 
 
-def unwrap(content: Any) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, however many wrappers around it; empty when there is none."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    inner = (unwrap(content[key]) for key in WRAPPERS if key in content)
-    return next((state for state in inner if len(state) > len(tensors)), tensors)
-
-
 def kinds(content: Any) -> str:
     """What a file has instead of tensors."""
     if not isinstance(content, Mapping):
         return f"it is a {type(content).__name__}"
-    return f"its entries are {first([str(key) for key in content])}" if content else "it has no entries"
+    return f"its entries are {first([escaped(str(key)) for key in content])}" if content else "it has no entries"
 
 
-def load(net: nn.Module, head: str, path: Path) -> WeightsReport:
-    """Copy into `net` the tensors of a file that match in name and shape, the head's aside.
+def load(net: nn.Module, head: str, path: Path, within: str = "") -> WeightsReport:
+    """Copy into `net` the tensors of a file that match in name and shape, the head's aside; only those `within` an address, if given.
 
-    Raises FixInput when none match, when they are fewer than half of the parameters, or when one has NaN or infinity.
+    Raises FixInput when nothing is at that address, when no tensor matches, when those that do are fewer than half of the parameters, or
+    when one is no usable weight.
     """
     own = net.state_dict()
-    target = {name: t for name, t in own.items() if not of_head(name, head) and not name.endswith(COUNTER)}
-    state = fitting(positions(net, read(path)), target)
-    taken = [name for name in target if name in state and state[name].shape == target[name].shape]
+    wanted = {name: tensor for name, tensor in own.items() if not of_head(name, head)}
+    target = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
+    every = read(path)
+    entries = [entry for entry in every if f"{entry.address}.".startswith(f"{within}.")] if within else every
+    if not entries:
+        known = [place(part) for part in parts_of(every, wanted) if part.prefix] or [entry.address for entry in every]
+        raise FixInput(f"there is nothing at '{escaped(within)}' in the weights file {path}; it has {first(list(map(escaped, known)))}")
+    parts = parts_of(entries, wanted)
+    chosen = parts[0] if parts else Part("")
+    for name, entry in chosen.found.items():
+        if not name.endswith(COUNTER) and (reason := unusable(entry.tensor, own[name])):
+            raise FixInput(f"the weights file {path} cannot be used: '{name}' {reason}")
+    state = positions(net, {name: entry.tensor for name, entry in chosen.found.items()})
+    taken = [name for name in target if name in state and shape(state[name]) == shape(target[name])]
+    others = others_of(chosen, parts, ENOUGH * sum(tensor.numel() for tensor in target.values()))
     report = WeightsReport(
-        str(path),
+        f"{path}#{within}" if within else str(path),
         len(taken),
         len(target),
         missing=tuple(name for name in target if name not in state),
-        unexpected=tuple(n for n in state if n not in target and not of_head(n, head) and not n.endswith(COUNTER)),
-        mismatched=tuple(f"{n} {[*state[n].shape]} for {[*target[n].shape]}" for n in target if n in state and n not in taken),
+        unexpected=unexpected(entries, chosen, others, head),
+        mismatched=tuple(f"{n} {[*(shape(state[n]) or ())]} for {[*target[n].shape]}" for n in target if n in state and n not in taken),
+        part=escaped(place(chosen)) if others else "",
+        others=tuple(escaped(place(other)) for other in others if other.prefix),
     )
-    enough(net, head, state, taken, report)
+    enough(net, head, entries, taken, report)
     for name in taken:
-        if state[name].is_floating_point() and not state[name].isfinite().all():
-            raise FixInput(f"the weights file {path} has NaN or infinity in '{name}': its training had diverged; use another")
-    counters = [name for name in own if name.endswith(COUNTER) and name in state and not of_head(name, head)]
+        if reason := misfit(state[name], own[name]):
+            raise FixInput(f"the weights file {path} cannot be used: '{name}' {reason}")
+    counters = [n for n in state if n.endswith(COUNTER) and not unusable(state[n], own[n]) and not misfit(state[n], own[n])]
     with torch.no_grad():
         for name in (*taken, *counters):
             own[name].copy_(state[name])
     return report
 
 
+def place(part: Part) -> str:
+    """Where a part is in its file."""
+    return part.prefix.rstrip(".") or "what is at its top"
+
+
+def unexpected(entries: list[Entry], chosen: Part, others: list[Part], head: str) -> tuple[str, ...]:
+    """Names of tensors beside those of the chosen part that neither it nor another part has, the head's and counters aside."""
+    taken = chosen.addresses()
+    holders = {entry.holder for entry in chosen.found.values()}
+    elsewhere = {address for other in others for address in other.addresses()}
+    found = []
+    for entry in entries:
+        name = entry.address.removeprefix(chosen.prefix) if entry.address.startswith(chosen.prefix) else entry.name
+        apart = entry.address in elsewhere or any(other.prefix and entry.address.startswith(other.prefix) for other in others)
+        if entry.holder in holders and entry.address not in taken and not apart:
+            found += [] if of_head(chosen.within + name, head) or name.endswith(COUNTER) else [escaped(name)]
+    return tuple(found)
+
+
 def of_head(name: str, head: str) -> bool:
-    """Whether a tensor belongs to the head."""
-    return name.startswith(head + ".")
+    """Whether a tensor belongs to the head, which may be a tensor itself."""
+    return name == head or name.startswith(head + ".")
 
 
-def enough(net: nn.Module, head: str, state: dict[str, Tensor], taken: list[str], report: WeightsReport) -> None:
+def enough(net: nn.Module, head: str, entries: list[Entry], taken: list[str], report: WeightsReport) -> None:
     """Raise FixInput unless what is taken makes up half of the parameters outside the head."""
     sizes = {name: p.numel() for name, p in net.named_parameters() if not of_head(name, head)}
     share = sum(sizes.get(name, 0) for name in taken) / max(1, sum(sizes.values()))
-    if sizes and (not taken or share < 0.5):
+    if sizes and (not taken or share < ENOUGH):
         detail = f"; of another shape: {first(report.mismatched, 2)}" if report.mismatched else ""
         raise FixInput(
             f"the weights file {report.source} does not fit this model: it gives {share:.0%} of the parameters outside the head. "
-            f"Expected {first(list(sizes))}; the file has {first(list(state))}{detail}; use a file made for this model, or weights: none"
+            f"Expected {first(list(sizes))}; the file has {first([escaped(entry.address) for entry in entries])}{detail}; "
+            "use a file made for this model, or weights: none"
         )
-
-
-def fitting(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the names as in `target`: renamed as torchvision does, and stripped of the prefixes that match most."""
-    for pattern, new in RENAMED:
-        state = {pattern.sub(new, name): tensor for name, tensor in state.items()}
-    strips = [""] + ["".join(pair) for n in (1, 2) for pair in itertools.product(PREFIXES, repeat=n)]
-
-    def matches(prefix: str) -> int:
-        return sum(
-            tensor.numel() for name, tensor in stripped(state, prefix).items() if name in target and target[name].shape == tensor.shape
-        )
-
-    return stripped(state, max(strips, key=matches))
-
-
-def stripped(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Names without `prefix`; those that do not have it stay."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()} if prefix else state
 
 
 def positions(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """For torchvision's Vision Transformers at another image size: position embeddings interpolated, as torchvision does."""
-    name = "encoder.pos_embedding"
-    wanted = getattr(getattr(net, "encoder", None), "pos_embedding", None)
-    if name not in state or wanted is None or state[name].shape == wanted.shape or not type(net).__module__.startswith("torchvision"):
-        return state
-    from torchvision.models.vision_transformer import interpolate_embeddings
+    for where, module in net.named_modules():
+        wanted = getattr(getattr(module, "encoder", None), "pos_embedding", None)
+        name = f"{where}.encoder.pos_embedding".lstrip(".")
+        if name not in state or wanted is None or state[name].shape == wanted.shape or not is_transformer(module):
+            continue
+        from torchvision.models.vision_transformer import interpolate_embeddings
 
-    try:
-        return dict(interpolate_embeddings(net.image_size, net.patch_size, dict(state)))
-    except (ValueError, RuntimeError):
-        return state  # not a square: told as a mismatch
+        inner = {"encoder.pos_embedding": state[name].float()}
+        try:
+            new = interpolate_embeddings(module.image_size, module.patch_size, inner)
+        except (ValueError, RuntimeError):
+            continue  # not a square: told as a mismatch
+        state = {**state, name: new["encoder.pos_embedding"]}
+    return state
+
+
+def is_transformer(module: nn.Module) -> bool:
+    """Whether a module is torchvision's Vision Transformer, or made from it."""
+    return any(base.__module__ == "torchvision.models.vision_transformer" for base in type(module).__mro__)
 
 
 def weights_file(name: str, weights: str, say: Callable[[str], None]) -> Path:

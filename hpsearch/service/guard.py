@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hpsearch.errors import FixInput
-from hpsearch.finetune.names import is_file, is_own
+from hpsearch.finetune.names import file_and_part, is_file, is_own
 from hpsearch.spec import EMBEDDED_DATA, StudySpec
 
 COOKIE = "hpsearch_session"
@@ -84,7 +84,7 @@ class Guard:
                 raise FixInput(
                     f"{key}: a study that is submitted may not send a server elsewhere; leave it out, or start it with --allow-code"
                 )
-        files = {"data_root": spec.data_root, "weights": spec.weights if is_file(spec.weights) else None}
+        files = {"data_root": spec.data_root, "weights": file_and_part(spec.weights)[0] if is_file(spec.weights) else None}
         if spec.data != EMBEDDED_DATA and (not spec.data.isalnum() or os.path.lexists(folder / spec.data)):  # else a set of torchvision
             files["data"] = spec.data
         for key, given in files.items():

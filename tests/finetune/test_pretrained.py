@@ -191,7 +191,7 @@ BAD = {
     "numbers.pt": "holds no state dict: its entries are epoch, lr",
     "tensor.pt": "holds no state dict: it is a Tensor",
     "nothing.pt": "holds no state dict: it has no entries",
-    "nan.pth": "NaN or infinity in 'conv5.0.weight'",
+    "nan.pth": "'conv5.0.weight' has NaN or infinity",
     "other.pth": r"gives 0% of the parameters.*Expected conv1.0.weight.*the file has layers.0.w, layers.1.w, layers.2.w",
     "little.pth": r"gives \d+% of the parameters outside the head",
     "absent.pth": "there is no weights file",
