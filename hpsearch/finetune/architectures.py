@@ -3,7 +3,7 @@
 So each stands on its own: it uses torch, torchvision and the standard library, and nothing of hpsearch but `GlyphNet` and `fitted`,
 whose source goes along.
 
-config["arguments"] are the constructor's; "head" and "dropout" name the layers that fine-tuning replaced ("" for no dropout).
+config["arguments"] are the constructor's; "head" and "dropout" name the layers that fine-tuning replaced ("" for none).
 """
 
 from __future__ import annotations
@@ -38,7 +38,19 @@ def own_network(config: dict[str, Any]) -> nn.Module:
 
     module, _, function = config["model"].partition(":")
     net: nn.Module = getattr(import_module(module), function)(**config["arguments"])
-    return fitted(net, config)
+    return fitted(made(net, config), config)
+
+
+def made(net: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The network with its lazy layers, which are made by a first batch of images."""
+    from torch import no_grad, zeros
+    from torch.nn.parameter import is_lazy
+
+    if any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers())):
+        pre = config["preprocessing"]
+        with no_grad():
+            net.eval()(zeros(2, pre["channels"], pre["size"], pre["size"]))
+    return net
 
 
 def fitted(net: nn.Module, config: dict[str, Any]) -> nn.Module:
@@ -69,13 +81,13 @@ def network(config: dict[str, Any]) -> nn.Module:
     if not is_own(config["model"]):
         return builder(config["model"])(config)
     net = zoo.own_net(config["model"], len(config["classes"]), pretrained=False)
-    return fitted(net, config)
+    return fitted(made(net, config), config)
 
 
 def source(model: str) -> str:
     """Code of a function `network` that builds a model of this name, with what it needs beside torch's `nn` and `Tensor`."""
     build = builder(model)
-    parts = [zoo.Residual, zoo.GlyphNet] if build is glyphnet_network else [fitted]
+    parts = [zoo.Residual, zoo.GlyphNet] if build is glyphnet_network else [fitted, made] if is_own(model) else [fitted]
     code = "\n\n".join(inspect.getsource(part) for part in (*parts, build))
     return code.replace(f"def {build.__name__}(", "def network(")
 

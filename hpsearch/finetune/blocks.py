@@ -43,6 +43,7 @@ class FineTuneModel(nn.Module):
         self.cuts = found
         self.blocks: tuple[Block, ...] = found.blocks
         self.reason = reason
+        self.note = ""  # what a person should know of it
         saved = net.state_dict().keys()
         self.loose = {name: buffer.clone() for name, buffer in net.named_buffers() if name not in saved}  # not in its state
         if not self.cacheable:
@@ -84,6 +85,9 @@ class FineTuneModel(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(N, D) input of the head in eval mode, without gradients; maps (N, D, H, W) and tokens (N, S, D) are averaged."""
+        if not self.cuts.called:
+            with eval_mode(self), torch.no_grad():
+                return flat(self.prefix(x, len(self.blocks)))
         seen: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -177,8 +181,3 @@ def put(net: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where `name` is."""
     parent, _, attribute = name.rpartition(".")
     setattr(net.get_submodule(parent), attribute, new)
-
-
-def outputs(layer: nn.Module) -> int:
-    """Scores that a head gives."""
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]

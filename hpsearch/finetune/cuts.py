@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -30,6 +30,20 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The last layer of a network, as running it has shown."""
+
+    name: str  # of a module, or of a parameter
+    outputs: int  # scores that the network gives as it comes
+    called: bool = True  # otherwise the network uses its weights without calling it
+    replaceable: bool = True  # by a new layer with another number of outputs
+
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor of that name belongs to it."""
+        return name_is(tensor, self.name)
+
+
+@dataclass(frozen=True)
 class Cuts:
     """A network's blocks and where every tensor and module of it belongs: block index, or len(blocks) for the head."""
 
@@ -41,6 +55,12 @@ class Cuts:
     tail: Run | None = None  # from the input of the head to the output
     before: str = ""  # name of the dropout that acts on the input of the head, if there is one
     plain: bool = False  # whether the tail is the head and nothing more
+    called: bool = True  # whether the head is a module that is called; otherwise its weights alone are used
+
+
+def name_is(tensor: str, holder: str) -> bool:
+    """Whether a tensor of that name is `holder`, or belongs to the module of that name."""
+    return tensor == holder or tensor.startswith(f"{holder}.")
 
 
 class NoCuts(Exception):
@@ -109,22 +129,28 @@ class Segment:
         return self.owned[0] if self.owned else ""
 
 
-def find(net: nn.Module, accepts: Callable[[fx.Graph], set[fx.Node]] | None = None) -> Cuts:
+def find(net: nn.Module, accepts: Callable[[fx.Graph], set[fx.Node]] | None = None, seen: Head | None = None) -> Cuts:
     """Blocks of `net` in the order of execution; `accepts` gives the nodes whose values may be kept (all, by default).
 
-    Raises NoCuts when the network cannot be traced, or no Linear or Conv2d at its end is found to be its head.
+    The head is the one that was `seen`, else the last layer that is called. Raises NoCuts when the network cannot be traced, or has no
+    such head at its end.
     """
     graph = trace(net)
-    head = find_head(graph, net)
+    if seen is not None:
+        erase_idle(graph, net)
+    head = find_head(graph, net) if seen is None else None if not seen.called else call_of(graph, seen)
+    name = seen.name if seen is not None else str(head.target) if head is not None else ""
     entry = next(node for node in graph.nodes if node.op == "placeholder")
     steps = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    if seen is not None and head is None:
+        steps = weights_late(steps, entry)
     raw = raw_cuts(steps, entry)
-    last = head.args[0]
-    if not isinstance(last, fx.Node) or (last is not entry and last not in raw):
-        raise NoCuts(f"more than one activation is alive before its head '{head.target}'")
     allowed = raw if accepts is None else raw & accepts(graph)
+    last = head.args[0] if head is not None else input_of(steps, entry, allowed, name)
+    if not isinstance(last, fx.Node) or (last is not entry and last not in raw):
+        raise NoCuts(f"more than one activation is alive before its head '{name}'")
     if last is not entry and accepts is not None and last not in allowed:
-        raise NoCuts(f"the input of its head '{head.target}' is not one tensor with the images first")
+        raise NoCuts(f"the input of its head '{name}' is not one tensor with the images first")
     end = -1 if last is entry else steps.index(last)
     total = count(net.parameters())
     opaque = {name for name, module in net.named_modules() if name and not transparent(module, total)}
@@ -132,8 +158,11 @@ def find(net: nn.Module, accepts: Callable[[fx.Graph], set[fx.Node]] | None = No
     segments = [Segment(steps[a + 1 : b + 1], steps[b]) for a, b in zip([-1, *kept], kept, strict=False)]
     closing = Segment(steps[end + 1 :], output_of(graph))
     own(net, [*segments, closing])
+    if head is None and any(weight.ndim > 1 and not name_is(n, name) for n, weight in weights_of(net, closing.owned)):
+        raise NoCuts(f"other weights act together with its head '{name}'")
     groups = group(segments)
-    return assemble(net, groups, closing if groups else Segment(steps, closing.out, closing.owned), head, entry)
+    closing = closing if groups else Segment(steps, closing.out, closing.owned)
+    return replace(assemble(net, groups, closing, name, last, entry), plain=closing.nodes == [head], called=head is not None)
 
 
 def find_head(graph: fx.Graph, net: nn.Module) -> fx.Node:
@@ -149,6 +178,73 @@ def find_head(graph: fx.Graph, net: nn.Module) -> fx.Node:
     if sum(node.target == last.target for node in calls) > 1:
         raise NoCuts(f"its last layer '{last.target}' is called more than once")
     return last
+
+
+def call_of(graph: fx.Graph, head: Head) -> fx.Node:
+    """The one call of a head; NoCuts when there is none, or more than one."""
+    calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_module" and node.target == head.name]
+    if not calls:
+        raise NoCuts(f"its head '{head.name}' lies inside of a part that is not taken apart")
+    if len(calls) > 1:
+        raise NoCuts(f"its last layer '{head.name}' is called more than once")
+    return calls[0]
+
+
+def erase_idle(graph: fx.Graph, net: nn.Module) -> None:
+    """Take out what does not reach the output, such as the heads that only training uses; what may change something else stays."""
+    for node in reversed(list(graph.nodes)):
+        keeps = node.op == "call_module" and next(net.get_submodule(str(node.target)).buffers(), None) is not None
+        if not (node.users or keeps or node.op in ("placeholder", "output") or writes(node, net)):
+            graph.erase_node(node)
+
+
+def weights_late(steps: list[fx.Node], entry: fx.Node) -> list[fx.Node]:
+    """Steps in an order in which what is computed from weights alone comes directly before its first use."""
+    active = {entry}
+    for node in steps:
+        if active & set(node.all_input_nodes):
+            active.add(node)
+    found: dict[fx.Node, None] = {}
+
+    def place(node: fx.Node) -> None:
+        for other in node.all_input_nodes:
+            if other not in active and other.op != "get_attr" and other not in found:
+                place(other)
+        found[node] = None
+
+    for node in steps:
+        if node in active:
+            place(node)
+    return list(found)
+
+
+def input_of(steps: list[fx.Node], entry: fx.Node, allowed: set[fx.Node], head: str) -> fx.Node:
+    """The activation that the tensors of a head which is not called act on: the last that may be kept before their first use."""
+    made, last = {entry}, entry
+    for node in steps:
+        uses = any(name_is(str(a.target), head) for a in weights_behind(node, made))
+        if uses and made & set(node.all_input_nodes):
+            return last
+        if made & set(node.all_input_nodes):
+            made.add(node)
+        if node in allowed:
+            last = node
+    raise NoCuts(f"its trace does not use its head '{head}'")
+
+
+def weights_behind(node: fx.Node, active: set[fx.Node]) -> Iterator[fx.Node]:
+    """The tensors of the network that a node uses, also through steps that take nothing but them."""
+    for other in node.all_input_nodes:
+        if other.op == "get_attr":
+            yield other
+        elif other not in active:
+            yield from weights_behind(other, active)
+
+
+def weights_of(net: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters among tensors of those names."""
+    state = tensors_of(net)
+    yield from ((name, state[name]) for name in names if isinstance(state[name], nn.Parameter))
 
 
 def output_of(graph: fx.Graph) -> fx.Node:
@@ -272,8 +368,8 @@ def common(a: list[str], b: list[str]) -> list[str]:
     return a[:same]
 
 
-def assemble(net: nn.Module, groups: list[list[Segment]], closing: Segment, head: fx.Node, entry: fx.Node) -> Cuts:
-    """Blocks with their names and functions, from groups of segments and the part from the input of the head on."""
+def assemble(net: nn.Module, groups: list[list[Segment]], closing: Segment, head: str, last: fx.Node, entry: fx.Node) -> Cuts:
+    """Blocks with their names and functions, from groups of segments and the part from `last`, the input of the head, on."""
     state = tensors_of(net)
     homes = {id(state[name]): i for i, members in enumerate([*groups, [closing]]) for segment in members for name in segment.owned}
     tensors = {name: homes[id(tensor)] for name, tensor in state.items() if id(tensor) in homes}  # tied names too
@@ -283,13 +379,12 @@ def assemble(net: nn.Module, groups: list[list[Segment]], closing: Segment, head
     names = [("stem: " if i == 0 else "") + title(i, groups[i], tensors) for i in range(len(groups))]
     return Cuts(
         blocks=tuple(map(Block, names, sizes)),
-        head=str(head.target),
+        head=head,
         tensors=tensors,
         modules=place_modules(net, [*parts, closing.nodes]),
         runs=tuple(compile_part(net, part, start, out) for part, start, out in zip(parts, [entry, *outs], outs, strict=False)),
         tail=compile_part(net, closing.nodes, outs[-1] if outs else entry, closing.out),
-        before=dropout_before(head, net),
-        plain=closing.nodes == [head],
+        before=dropout_before(last, net),
     )
 
 
@@ -349,9 +444,9 @@ def writes(node: fx.Node, net: nn.Module) -> bool:
     return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__")) or node.target in INPLACE
 
 
-def dropout_before(head: fx.Node, net: nn.Module) -> str:
-    """Name of the Dropout whose output is the input of the head, flattened perhaps; "" when there is none."""
-    node = head.args[0]
+def dropout_before(last: fx.Node, net: nn.Module) -> str:
+    """Name of the Dropout whose output is `last`, the input of the head, flattened perhaps; "" when there is none."""
+    node: Any = last
     while isinstance(node, fx.Node) and node.op != "placeholder":
         module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Dropout | nn.Dropout2d):

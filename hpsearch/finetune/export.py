@@ -137,7 +137,10 @@ def layers(model: str, classes: int, pre: Preprocessing) -> tuple[str, str]:
         with zoo.Shapes():
             net = zoo.known_net(model, classes, pre.size)
         found = models.known_model(model, net.to("meta"), classes)
-    return found.cuts.head, found.cuts.before
+    head = found.cuts.head if found.cuts.head in dict(found.net.named_modules()) else ""
+    layer = found.net.get_submodule(head)
+    mine = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+    return head if mine == classes else "", found.cuts.before
 
 
 def copy_weights(winner: Winner, path: Path) -> None:

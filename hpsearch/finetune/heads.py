@@ -22,7 +22,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # AdamW's
 
 def fits(recipe: Recipe, model: FineTuneModel) -> bool:
     """Whether a trial can be trained so: a linear head behind nothing but frozen blocks and dropout, with AdamW, images unmixed."""
-    linear = isinstance(model.head, nn.Linear) and model.head.bias is not None and model.cuts.plain
+    linear = model.cuts.plain and isinstance(model.head, nn.Linear) and model.head.bias is not None
     linear = linear and model.cuts.tensors.get(f"{model.cuts.head}.weight") == len(model.blocks)  # not tied to a frozen one
     usual = recipe.optimizer == "adamw" and not (recipe.mixes or recipe.l1 or recipe.clip_norm)
     return linear and usual and recipe.frozen_layers == len(model.blocks)

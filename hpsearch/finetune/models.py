@@ -8,7 +8,7 @@ the sampled dropout.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def build(
         else:
             matched = pretrained.without_file(name, weights)
     model.freeze(0)
-    return Built(model, {key: value.clone() for key, value in model.net.state_dict().items()}, expects, matched, path)
+    initial = {key: value.clone() for key, value in model.net.state_dict().items()}
+    return Built(model, initial, expects, replace(matched, note=model.note), path)
 
 
 def known_model(name: str, net: nn.Module, classes: int) -> FineTuneModel:

@@ -1,38 +1,54 @@
-"""The user's own network: cut into blocks where that is shown to change nothing, frozen by registration order where not.
+"""The user's own network: cut into blocks where that is shown to change nothing, frozen in the order of its calls where not.
 
 In the latter case a dropout that the network has before its head stays, beside the sampled one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from hpsearch.errors import FixInput
-from hpsearch.finetune import cuts
-from hpsearch.finetune.blocks import FineTuneModel, drop, outputs, renew, restore
-from hpsearch.finetune.cuts import Block, Cuts, NoCuts, count, tensors_of, transparent
+from hpsearch.finetune import cuts, network_probe
+from hpsearch.finetune.blocks import FineTuneModel, drop, renew
+from hpsearch.finetune.cuts import Block, Cuts, Head, NoCuts, count, tensors_of, transparent
 from hpsearch.finetune.images import Preprocessing
+from hpsearch.finetune.network_probe import Calls
 
 PROBE = 3  # images in the batch that a network is tried with
 
 
 def own_model(name: str, net: nn.Module, classes: int, expects: Preprocessing) -> FineTuneModel:
-    """The user's network, tried on a small batch; by registration order and not cacheable where it cannot be cut."""
+    """The user's network, tried on a small batch; by the order of its calls and not cacheable where it cannot be cut."""
+    if isinstance(net, torch.jit.ScriptModule):
+        raise FixInput(f"the model {name} is a TorchScript program, which cannot be taken apart: let the function return the module itself")
     images = torch.randn(PROBE, expects.channels, expects.size, expects.size)
     net.eval()
-    attempt(name, net, images)
+    with network_probe.keeping_buffers(net):
+        attempt(name, net, images)  # which makes lazy layers, too
+    calls = network_probe.calls_of(net, images)
+    logits = calls.logits
+    if logits.ndim != 2 or len(logits) != PROBE:
+        raise FixInput(f"the model {name} must give logits (images, {classes}), but {PROBE} images gave {tuple(logits.shape)}")
     before = {key: tensor.detach().clone() for key, tensor in tensors_of(net).items()}
+    head = network_probe.find_head(net, images, calls)
+    check_head(name, net, head, logits, classes)
     try:
-        found = cuts.find(net, lambda graph: keepable(net, graph, images))
-        same(net, found, images)
+        with network_probe.keeping_buffers(net):
+            found = cuts.find(net, lambda graph: keepable(net, graph, images), head)
+            same(net, found, images)
         reason = ""
     except NoCuts as error:
-        found, reason = by_registration(net, classes), str(error)
-    if outputs(net.get_submodule(found.head)) != classes:
+        if not head.called:
+            raise FixInput(
+                f"the model {name} gets its scores from '{head.name}', which it uses without calling it, and {error}: "
+                "let its last layer be a module that is called, such as nn.Linear"
+            ) from error
+        found, reason = by_calls(net, head, calls), str(error)
+    if head.outputs != classes:
         renew(net, found.head, classes)
     drop(net, found.before)
     model = FineTuneModel(net, found, reason)
@@ -41,9 +57,44 @@ def own_model(name: str, net: nn.Module, classes: int, expects: Preprocessing) -
         logits = attempt(name, model, images)
         if logits.shape != (PROBE, classes):
             raise FixInput(f"the model {name} must give logits (images, {classes}), but {PROBE} images gave {tuple(logits.shape)}")
+        model.note = check_scale(name, network_probe.scale_of(net, head, images, logits))
     # Trying it in training mode has moved statistics.
-    restore(net, {key: tensor for key, tensor in before.items() if not key.startswith(f"{found.head}.")})
+    model.restore({key: tensor for key, tensor in before.items() if head.outputs == classes or not head.has(key)})
     return model
+
+
+def check_head(name: str, net: nn.Module, head: Head, logits: Tensor, classes: int) -> None:
+    """FixInput when the network has no head, or one of another number of classes that cannot be replaced."""
+    if not head.name and not bool(logits.isfinite().all()):
+        raise FixInput(f"the model {name} gives NaN or infinity for images of normal random numbers: look at how its weights are drawn")
+    if not head.name:
+        raise FixInput(f"the model {name} has no layer with weights that its outputs depend on, so there is nothing to train")
+    if head.outputs != classes and not head.replaceable:
+        raise FixInput(
+            f"the model {name} gives {head.outputs} scores for {classes} classes, and its head '{head.name}' cannot be replaced: it "
+            f"{describe_head(net, head)}; let the function make it for num_classes, or end in nn.Linear"
+        )
+
+
+def describe_head(net: nn.Module, head: Head) -> str:
+    """What a head is that is no Linear or Conv2d with an output for each score."""
+    if not head.called:
+        return "is used without being called"
+    layer = net.get_submodule(head.name)
+    return f"gives other numbers ({type(layer).__name__})" if isinstance(layer, nn.Linear | nn.Conv2d) else f"is a {type(layer).__name__}"
+
+
+def check_scale(name: str, scale: str) -> str:
+    """What a person should know of the outputs, "" for logits; FixInput when they are probabilities."""
+    if scale == "log_softmax":
+        return "the model ends in log_softmax, which changes neither loss nor probabilities and may be left out"
+    if scale:
+        seen = "with the sum 1" if scale == "softmax" else "whatever its head gives"
+        raise FixInput(
+            f"the model {name} gives probabilities and not logits (all outputs lie between 0 and 1, {seen}), and its loss would be wrong: "
+            f"leave out the {scale} at its end; the loss and the exported model apply softmax themselves"
+        )
+    return ""
 
 
 def attempt(name: str, net: nn.Module, images: Tensor) -> Tensor:
@@ -101,19 +152,12 @@ def same(net: nn.Module, found: Cuts, images: Tensor) -> None:
             raise NoCuts(f"cut into blocks it computes something else in {'training' if training else 'eval'} mode")
 
 
-def by_registration(net: nn.Module, classes: int) -> Cuts:
-    """Blocks in the order in which modules are registered, for a network that cannot be traced. They cannot be run one by one.
-
-    The head is the last Linear or Conv2d with `classes` outputs, or else the last at all; FixInput when there is none.
-    """
-    layers = {name: m for name, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    fitting = [name for name, m in layers.items() if classes == (m.out_features if isinstance(m, nn.Linear) else m.out_channels)]
-    if not layers:
-        raise FixInput("your model has no Linear or Conv2d layer that could be its head")
-    head = (fitting or list(layers))[-1]
+def by_calls(net: nn.Module, head: Head, calls: Calls) -> Cuts:
+    """Blocks in the order in which modules are called, for a network that cannot be traced. They cannot be run one by one."""
+    order = {name: i for i, name in enumerate(calls.started)}
     groups: list[list[str]] = []
     waiting: list[str] = []
-    for name in pieces(net, "", count(net.parameters()), head):
+    for name in in_order(net, list(pieces(net, "", count(net.parameters()), head.name)), order):
         if any(p.ndim > 1 for p in net.get_submodule(name).parameters()):
             groups.append([*waiting, name])
             waiting = []
@@ -127,11 +171,20 @@ def by_registration(net: nn.Module, classes: int) -> Cuts:
     homes: dict[int, int] = {}
     for name, tensor in state.items():  # what no block holds, such as a loose token, belongs to the first
         i = modules[name.rpartition(".")[0]]
-        homes.setdefault(id(tensor), 0 if i == len(groups) and not name.startswith(f"{head}.") else i)
+        homes.setdefault(id(tensor), 0 if i == len(groups) and not head.has(name) else i)
     tensors = {name: homes[id(tensor)] for name, tensor in state.items()}
     sizes = [count(p for name, p in net.named_parameters() if tensors[name] == i) for i in range(len(groups))]
     names = [next(n for n in names if any(p.ndim > 1 for p in net.get_submodule(n).parameters())) for names in groups]
-    return Cuts(tuple(map(Block, names, sizes)), head, tensors, modules)
+    return Cuts(tuple(map(Block, names, sizes)), head.name, tensors, modules)
+
+
+def in_order(net: nn.Module, names: list[str], order: Mapping[str, int]) -> list[str]:
+    """Modules by their first call; one that is never called stays behind the one registered before it."""
+    places, place = [], -1
+    for name in names:
+        place = min((order[inner] for inner in below(net, name) if inner in order), default=place)
+        places.append(place)
+    return [name for _, name in sorted(zip(places, names, strict=True), key=lambda pair: pair[0])]
 
 
 def below(net: nn.Module, name: str) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpsearch.errors import FixInput, FixSetup
 from hpsearch.finetune.checkpoints import COUNTER, ENOUGH, Entry, Part, entries_of, misfit, open_file, others_of, parts_of, shape, unusable
+from hpsearch.finetune.cuts import name_is
 from hpsearch.finetune.names import check_file, is_file, is_own
 from hpsearch.finetune.printable import escaped
 from hpsearch.finetune.zoo import takes_pretrained, torchvision_weights
@@ -38,11 +39,13 @@ class WeightsReport:
     mismatched: tuple[str, ...] = ()  # in both with different shapes
     part: str = ""  # which of the parts that fit was taken, where there are several
     others: tuple[str, ...] = ()  # the other parts
+    note: str = ""  # what else is to be known of the model
 
     def text(self) -> str:
         """One line."""
+        end = [self.note] if self.note else []
         if not self.total:
-            return f"weights: {self.source}"
+            return "; ".join([f"weights: {self.source}", *end])
         parts = [f"weights: {self.loaded} of {self.total} tensors from {self.source}, the head is new"]
         kinds = (("not in the file", self.missing), ("not in the model", self.unexpected), ("of another shape", self.mismatched))
         parts += [f"{len(names)} {what} ({first(names)})" for what, names in kinds if names]
@@ -50,7 +53,7 @@ class WeightsReport:
             file = self.source.partition("#")[0]
             takes = "takes the other" if len(self.others) == 1 else f"takes another, and so {first(self.others[1:])}"
             parts.append(f"more than one part of the file fits, and {self.part} was taken: --weights {file}#{self.others[0]} {takes}")
-        return "; ".join(parts)
+        return "; ".join([*parts, *end])
 
 
 def without_file(name: str, weights: str) -> WeightsReport:
@@ -223,7 +226,7 @@ def unexpected(entries: list[Entry], chosen: Part, others: list[Part], head: str
 
 def of_head(name: str, head: str) -> bool:
     """Whether a tensor belongs to the head, which may be a tensor itself."""
-    return name == head or name.startswith(head + ".")
+    return name_is(name, head)
 
 
 def enough(net: nn.Module, head: str, entries: list[Entry], taken: list[str], report: WeightsReport) -> None:

@@ -20,6 +20,7 @@ from hpsearch.errors import FixInput, nearest
 from hpsearch.finetune.functions import load_function
 from hpsearch.finetune.images import Preprocessing
 from hpsearch.finetune.names import check_model, is_file, is_own
+from hpsearch.finetune.network_probe import channels
 
 GLYPHNET = Preprocessing(16, 16, (0.32,), (0.31,))  # of the pixels of its source task
 RGB = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet
@@ -140,12 +141,16 @@ def preprocessing(name: str, weights: str, overrides: Mapping[str, Any] | None =
 
 
 def own_preprocessing(net: nn.Module, overrides: Mapping[str, Any] | None) -> Preprocessing:
-    """Images as ImageNet's, or gray ones with mean and std 0.5 when the first convolution of `net` takes one channel."""
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.in_channels not in (1, 3):
-        raise FixInput(f"your model takes images of {first.in_channels} channels; hpsearch gives it 1 (gray) or 3 (RGB)")
-    gray = first.in_channels == 1 if first is not None else len(tuple_of((overrides or {}).get("mean", RGB.mean))) == 1
-    return changed(GRAY if gray else RGB, overrides)
+    """Images as ImageNet's, or gray ones with mean and std 0.5 when `net` takes one channel, which is tried.
+
+    Where it takes one as well as three, the number of values in preprocess.mean decides.
+    """
+    given = {key: value for key, value in (overrides or {}).items() if key not in ("mean", "std")}
+    wanted = 1 if len(tuple_of((overrides or {}).get("mean") or RGB.mean)) == 1 else 3
+    taken, ran = channels(net, changed(RGB, given).size, wanted)
+    if ran and taken not in (1, 3):
+        raise FixInput(f"your model takes images of {taken} channels; hpsearch gives it 1 (gray) or 3 (RGB)")
+    return changed(GRAY if taken == 1 else RGB, overrides)
 
 
 def tuple_of(value: Any) -> tuple[float, ...]:
