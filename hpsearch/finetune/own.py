@@ -116,17 +116,14 @@ def attempt(name: str, net: nn.Module, images: Tensor) -> Tensor:
 def keepable(net: nn.Module, graph: fx.Graph, images: Tensor) -> set[fx.Node]:
     """Nodes whose values are tensors with the images first, so that they can be kept image by image."""
     found: set[fx.Node] = set()
-
-    class Look(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point() and value.shape[:1] == images.shape[:1]:
-                found.add(n)
-            return value
-
+    look = fx.Interpreter(net, graph=graph)
+    look.args_iter = iter([images])
     try:
         with torch.no_grad():
-            Look(net, graph=graph).run(images)
+            for node in graph.nodes:  # not look.run(): its progress bar leaves a semaphore behind
+                look.env[node] = value = look.run_node(node)
+                if isinstance(value, Tensor) and value.is_floating_point() and value.shape[:1] == images.shape[:1]:
+                    found.add(node)
     except Exception as error:
         raise NoCuts(f"its trace does not run ({type(error).__name__}: {error})") from error
     return found

@@ -306,6 +306,15 @@ def test_trying_a_network_leaves_no_trace_in_it():
     assert model.net.loose == 0
 
 
+def test_trying_a_network_leaves_no_semaphore_behind(monkeypatch):
+    """A process that ends with one says so on the terminal; tqdm makes it with its first bar."""
+    import tqdm
+
+    monkeypatch.delattr(tqdm.tqdm, "_lock", raising=False)
+    assert tried(HeadFirst()).cacheable
+    assert not hasattr(tqdm.tqdm, "_lock")
+
+
 # ---------------------------------------------------------------- channels
 
 
