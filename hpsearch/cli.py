@@ -16,7 +16,7 @@ import click
 
 from hpsearch import __version__, cli_service
 from hpsearch.errors import FixSetup
-from hpsearch.options import F, guarded, harmless, located, served, stored
+from hpsearch.options import F, echo, guarded, located, served, stored
 
 if TYPE_CHECKING:
     from hpsearch.compared import Compared
@@ -134,11 +134,9 @@ def run(
         cli_service.run(client, spec, detach, as_json)
         return
     where = located(storage, tracking_uri, not no_tracking)
-    from rich.console import Console
+    from hpsearch.terminal import Lines, LiveTable, SafeConsole
 
-    from hpsearch.terminal import Lines, LiveTable
-
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     view = LiveTable(console) if console.is_terminal else Lines(console)
     try:
         summary = actions.run(spec, where, [view], view.say)
@@ -150,9 +148,9 @@ def run(
         from hpsearch.summary import summary_lines
 
         for line in summary_lines(summary):
-            click.secho(line, bold=line.startswith("Best: "))
+            echo(line, bold=line.startswith("Best: "))
         if summary.tracking_problem:
-            click.echo(f"{summary.tracking_problem}. The study itself is whole.", err=True)
+            echo(f"{summary.tracking_problem}. The study itself is whole.", err=True)
     if summary.best is None:
         sys.exit(1)
 
@@ -193,10 +191,9 @@ def compare(
     STUDY is a YAML file or the name of a shipped study, as for `run`; each sampler then gets a study of its own in each repeat. The same
     command again goes on where it stopped. Or STUDY is the name of an earlier comparison, or two studies or more in the storage.
     """
-    from rich.console import Console
-
     from hpsearch import compared
     from hpsearch.errors import FixInput
+    from hpsearch.terminal import SafeConsole
 
     where, client = located(storage, tracking_uri, not no_tracking), served()
     there = client.has if client else partial(compared.is_there, where)
@@ -214,13 +211,13 @@ def compare(
     if looking:
         from hpsearch.printing import Steps
 
-        with Steps(Console(stderr=True)) as steps:
+        with Steps(SafeConsole(stderr=True)) as steps:
             found = compared.look(where, studies, name, anyway, steps.say)
     else:
         found = run_comparison(contest(studies, name, settings, flags), where, as_json)
-    click.echo(json.dumps(compared.as_json(found), indent=2) if as_json else "\n".join(compared_lines(found)))
+    echo(json.dumps(compared.as_json(found), indent=2) if as_json else "\n".join(compared_lines(found)))
     if found.tracking_problem:
-        click.echo(f"{found.tracking_problem}. The studies themselves are whole.", err=True)
+        echo(f"{found.tracking_problem}. The studies themselves are whole.", err=True)
 
 
 def contest(studies: tuple[str, ...], name: str | None, settings: tuple[str, ...], flags: dict[str, Any]) -> Contest:
@@ -242,12 +239,11 @@ def contest(studies: tuple[str, ...], name: str | None, settings: tuple[str, ...
 
 def run_comparison(asked: Contest, where: Place, as_json: bool) -> Compared:
     """Run a comparison, shown on the terminal."""
-    from rich.console import Console
-
     from hpsearch import comparing
     from hpsearch.race import RaceLines, RaceTable
+    from hpsearch.terminal import SafeConsole
 
-    console = Console(stderr=as_json)
+    console = SafeConsole(stderr=as_json)
     view = RaceTable(console) if console.is_terminal else RaceLines(console)
     try:
         return comparing.compare(asked, where, [view], view.say)
@@ -277,10 +273,10 @@ def list_(storage: str | None, as_json: bool) -> None:
         return
     from hpsearch.terminal import shown_value
 
-    click.echo(f"{'study':<28} {'trials':>6} {'complete':>8}  {'best':<24}  sampler")
+    echo(f"{'study':<28} {'trials':>6} {'complete':>8}  {'best':<24}  sampler")
     for row in rows:
         best = f"{row['objective']} {shown_value(row['objective'], row['best_score'])}" if row["best_score"] is not None else "-"
-        click.echo(f"{harmless(row['study']):<28} {row['trials']:>6} {row['complete']:>8}  {best:<24}  {row['sampler'] or '-'}")
+        echo(f"{row['study']:<28} {row['trials']:>6} {row['complete']:>8}  {best:<24}  {row['sampler'] or '-'}")
 
 
 @main.command()
@@ -304,24 +300,24 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(study_json(found), indent=2))
         return
-    click.echo(f"{harmless(found.name)}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
+    echo(f"{found.name}: {len(found.records)} trials, sampler {found.spec.get('sampler', '-')}")
     if not found.uid:
-        click.echo(f"It was not made by hpsearch; its objective: {found.spec['objective']}")
+        echo(f"It was not made by hpsearch; its objective: {found.spec['objective']}")
         for r in found.records:
             told = "  ".join(f"{key} {value!r}" for key, value in (*r.metrics.items(), *r.params.items()))
-            click.echo(harmless(f"{r.number:>5} {r.status.value.lower():<9} {told}"))
+            echo(f"{r.number:>5} {r.status.value.lower():<9} {told}")
         return
-    click.echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
+    echo(f"{'trial':>5} {'state':<9}{'epoch':>6}{'val_loss':>9}{'acc %':>6}" + "".join(f"{name:>8}" for name in columns()))
     for r in found.records:
         loss = "-" if r.val_loss is None else f"{r.val_loss:.4f}"
         epoch = f"{len(r.curve)}/{r.params.get('epochs', '?')}"
         state = r.status.value.lower() + "*" * bool(r.reused)
         line = f"{r.number:>5} {state:<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
-        click.echo(line + (f"\n      {r.error}" if r.error else ""))
+        echo(line + (f"\n      {r.error}" if r.error else ""))
     for text in warnings_of((*found.records, *found.runs)):
-        click.echo(f"Warning: {text}")
+        echo(f"Warning: {text}")
     if reused := sum(bool(r.reused) for r in found.records):
-        click.echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
+        echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
 
 
 @main.command()
@@ -346,17 +342,17 @@ def best(study: str | None, storage: str | None, as_json: bool) -> None:
         more = {"diagnosis": diagnose(record), "proof": asdict(proof), "weights": str(weights) if weights else None}
         click.echo(json.dumps(record_json(record) | more, indent=2))
         return
-    click.echo(f"{harmless(found.name)}: trial {record.number}  {score(record)}")
+    echo(f"{found.name}: trial {record.number}  {score(record)}")
     if record.curve:
-        click.echo(f"  {diagnose(record)}")
+        echo(f"  {diagnose(record)}")
     for line in (*confirmed(proof, record.objective), *tested(proof)):
-        click.echo(f"  {line}" if line else "")
+        echo(f"  {line}" if line else "")
     for key, value in record.params.items():
-        click.echo(harmless(f"  {key}: {value}"))
+        echo(f"  {key}: {value}")
     for line in class_lines(record, found.facts.get("classes", ())):
-        click.echo(line)
+        echo(line)
     if weights is not None:
-        click.echo(f"weights: {weights}")
+        echo(f"weights: {weights}")
 
 
 def class_lines(record: TrialRecord, classes: Sequence[str]) -> list[str]:
@@ -392,7 +388,7 @@ def report(
 
     written = reporting.report(located(storage), study, output, fmt, page, trial)
     told: dict[str, Any] = {"report": str(written[0])} if fmt in ("html", "json") else {"reports": list(map(str, written))}
-    click.echo(json.dumps(told) if as_json else "\n".join(f"Report: {path}" for path in written))
+    echo(json.dumps(told) if as_json else "\n".join(f"Report: {path}" for path in written))
 
 
 @main.command()
@@ -421,22 +417,21 @@ def export(
     The folder holds the weights that earned the score, a model card, calibrated probabilities, and a script that needs torch but no
     hpsearch.
     """
-    from rich.console import Console
-
     from hpsearch import delivery, publishing
     from hpsearch.names import check_name
     from hpsearch.printing import Steps, export_lines, registered_lines
+    from hpsearch.terminal import SafeConsole
 
     where = located(storage, tracking_uri, register is not None)
     if register is not None:
         check_name(register, "model")
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         done = delivery.export(where, study, output, trial, force, not uncalibrated, steps.say)
         kept = publishing.register(where, register, output, done.study, done.trial, steps.say) if register else None
     if as_json:
         click.echo(json.dumps(asdict(done) | ({"registered": asdict(kept)} if kept else {}), indent=2))
     else:
-        click.echo("\n".join([*export_lines(done), *(registered_lines(kept) if kept else [])]))
+        echo("\n".join([*export_lines(done), *(registered_lines(kept) if kept else [])]))
 
 
 @main.command()
@@ -452,17 +447,16 @@ def replay(study: str, trial: str, verify: bool, storage: str | None, as_json: b
     seed and settings; on a CPU with the same libraries every number is the same to the last bit. A trial that was stopped is trained
     to the epoch where it was. Nothing of the study is changed.
     """
-    from rich.console import Console
-
     from hpsearch import replaying
     from hpsearch.errors import LookCloser
     from hpsearch.printing import Steps
     from hpsearch.summary import replay_lines
+    from hpsearch.terminal import SafeConsole
     from hpsearch.types import finite_json
 
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         done = replaying.replay(located(storage, track=False), study, trial, steps.say)
-    click.echo(json.dumps(finite_json(asdict(done)), indent=2) if as_json else "\n".join(replay_lines(done)))
+    echo(json.dumps(finite_json(asdict(done)), indent=2) if as_json else "\n".join(replay_lines(done)))
     if verify and done.verdict == replaying.DIFFERENT:
         at = f" from epoch {done.first} on" if done.first is not None else ""
         raise LookCloser(f"{done.trial} of '{done.study}' is not what is recorded{at}")
@@ -480,14 +474,13 @@ def test_(study: str | None, trial: int | None, again: bool, storage: str | None
     That the test images were looked at, when, and for which trial is recorded with the study, and shown in its report. With
     `confirm` or `cv` a study does this by itself at its end.
     """
-    from rich.console import Console
-
     from hpsearch import delivery
     from hpsearch.printing import Steps, opening_lines
+    from hpsearch.terminal import SafeConsole
 
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         opening = delivery.open_test(located(storage, track=False), study, trial, again, steps.say)
-    click.echo(json.dumps(asdict(opening), indent=2) if as_json else "\n".join(opening_lines(opening)))
+    echo(json.dumps(asdict(opening), indent=2) if as_json else "\n".join(opening_lines(opening)))
 
 
 @main.command()
@@ -503,20 +496,19 @@ def predict(folder: Path, images: tuple[Path, ...], top: int, device: str, code:
 
     FOLDER is what `hpsearch export` wrote; IMAGES are files, or folders of them. Ends with exit code 1 when none could be read.
     """
-    from rich.console import Console
-
     from hpsearch import delivery
     from hpsearch.printing import Steps, prediction_table
+    from hpsearch.terminal import SafeConsole
 
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         told = delivery.predict(folder, images, top, device, code, steps.say)
     if as_json:
         click.echo(json.dumps([delivery.prediction_json(prediction) for prediction in told], indent=2))
     else:
-        Console(soft_wrap=False).print(prediction_table(told))
+        SafeConsole(soft_wrap=False).print(prediction_table(told))
     bad = sum(bool(prediction.error) for prediction in told)
     if bad:
-        click.echo(f"hpsearch: {bad:,} of {len(told):,} images could not be read", err=True)
+        echo(f"hpsearch: {bad:,} of {len(told):,} images could not be read", err=True)
     sys.exit(1 if bad == len(told) else 0)
 
 
@@ -534,22 +526,21 @@ def check(data: str, model: str | None, weights: str | None, settings: tuple[str
     DATA is a folder, a manifest, a torchvision data set or module:function, as for `run --data`; or a study file, whose data,
     split and model are then looked at. Ends with exit code 1 when a study on this data would be refused.
     """
-    from rich.console import Console
-
     from hpsearch import actions
     from hpsearch.printing import Steps, data_report
     from hpsearch.spec import load_spec
+    from hpsearch.terminal import SafeConsole
 
     study = Path(data) if data.endswith((".yaml", ".yml")) else None
     spec = load_spec(study, settings, {"data": None if study else data, "model": model, "weights": weights})
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         report = actions.check(spec, model is not None or study is not None, steps.say, output)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     else:
-        Console(soft_wrap=False).print(data_report(report))
+        SafeConsole(soft_wrap=False).print(data_report(report))
         if output:
-            click.echo(f"Page: {output}")
+            echo(f"Page: {output}")
     sys.exit(1 if report.refused else 0)
 
 
@@ -563,20 +554,19 @@ def model(name: str | None, size: int | None, as_json: bool) -> None:
 
     In order, with what freezing up to there leaves trainable. Without NAME, the names of all models.
     """
-    from rich.console import Console
-
     from hpsearch import actions
     from hpsearch.printing import model_table, name_columns
+    from hpsearch.terminal import SafeConsole
 
     if name is None:
         names = actions.model_names()
-        Console(soft_wrap=False).print(json.dumps(names) if as_json else name_columns(names))
+        SafeConsole(soft_wrap=False).print(json.dumps(names) if as_json else name_columns(names))
         return
     rows = actions.model_blocks(name, {"size": size} if size else {})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
-        Console(soft_wrap=False).print(model_table(name, rows))
+        SafeConsole(soft_wrap=False).print(model_table(name, rows))
 
 
 @main.command()
@@ -590,7 +580,7 @@ def example(folder: Path) -> None:
     from hpsearch import actions
 
     study = actions.example(folder)
-    click.echo(f"Wrote {folder}. Now:\n\n  cd {shlex.quote(str(folder))}\n  hpsearch check {study.name}\n  hpsearch run {study.name}")
+    echo(f"Wrote {folder}. Now:\n\n  cd {shlex.quote(str(folder))}\n  hpsearch check {study.name}\n  hpsearch run {study.name}")
 
 
 @main.command()
@@ -609,9 +599,9 @@ def cache(clear: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{found['folder']}: {size(found['bytes'])}{' deleted' if clear else ''}")
+    echo(f"{found['folder']}: {size(found['bytes'])}{' deleted' if clear else ''}")
     for entry in found["entries"]:
-        click.echo(f"  {entry['images']:>8,} images  {size(entry['bytes']):>8}  last used {day(entry['last_used'])}  {entry['data']}")
+        echo(f"  {entry['images']:>8,} images  {size(entry['bytes']):>8}  last used {day(entry['last_used'])}  {entry['data']}")
 
 
 @main.command()
@@ -624,18 +614,17 @@ def sync(study: str | None, tracking_uri: str | None, storage: str | None, as_js
 
     What MLflow lacks is added, for a server that was away or a study that was run without tracking; twice changes nothing.
     """
-    from rich.console import Console
-
     from hpsearch import publishing
     from hpsearch.places import ui_command
     from hpsearch.printing import Steps
+    from hpsearch.terminal import SafeConsole
 
     where = located(storage, tracking_uri)
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         done = publishing.sync(where, study, steps.say)
     beside = f" and {done.beside:,} beside the search" if done.beside else ""
     told = f"{done.study}: MLflow has {done.trials:,} trials{beside}\nMLflow:  {ui_command(where)}"
-    click.echo(json.dumps(asdict(done), indent=2) if as_json else told)
+    echo(json.dumps(asdict(done), indent=2) if as_json else told)
 
 
 @main.command()
@@ -648,21 +637,20 @@ def rebuild(study: str | None, storage: str | None, as_json: bool) -> None:
     For a storage that was lost or is damaged: move what is left of it away first. Without STUDY, every study of this folder that the
     storage lacks. `hpsearch sync` then does the same for MLflow.
     """
-    from rich.console import Console
-
     from hpsearch import rebuilding
     from hpsearch.printing import Steps
+    from hpsearch.terminal import SafeConsole
 
     where = located(storage, track=False)
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         done = rebuilding.rebuild(where, study, steps.say)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in done], indent=2))
         return
     for row in done:
         beside = f" and {row.beside:,} runs beside the search" if row.beside else ""
-        click.echo(f"{row.study}: {row.trials:,} trials{beside} are in the storage again")
-    click.echo("Then:  hpsearch sync" + (f" {shlex.quote(done[0].study)}" if len(done) == 1 else " STUDY"))
+        echo(f"{row.study}: {row.trials:,} trials{beside} are in the storage again")
+    echo("Then:  hpsearch sync" + (f" {shlex.quote(done[0].study)}" if len(done) == 1 else " STUDY"))
 
 
 @main.command()
@@ -677,17 +665,16 @@ def doctor(fix: bool, tracking_uri: str | None, storage: str | None, as_json: bo
     Nothing is changed without --fix, and nothing of a study that is being run. Ends with exit code 3 when something is wrong and not
     repaired.
     """
-    from rich.console import Console
-
     from hpsearch import doctor as verb
     from hpsearch.errors import LookCloser
     from hpsearch.printing import Steps
     from hpsearch.summary import doctor_lines
+    from hpsearch.terminal import SafeConsole
 
-    with Steps(Console(stderr=True)) as steps:
+    with Steps(SafeConsole(stderr=True)) as steps:
         found = verb.examine(located(storage, tracking_uri), fix, steps.say)
     rows = [asdict(finding) for finding in found]
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(doctor_lines(found)))
+    echo(json.dumps(rows, indent=2) if as_json else "\n".join(doctor_lines(found)))
     if not verb.healthy(found):
         raise LookCloser("not everything is as it should be; what was found is told above")
 
@@ -705,7 +692,7 @@ def ui(tracking_uri: str | None, host: str, port: int) -> None:
     from hpsearch import actions
 
     command, port = actions.ui(located(None, tracking_uri), host, port)
-    click.echo(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", err=True)
+    echo(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", err=True)
     sys.stdout.flush()
     try:
         os.execv(command[0], command)  # so that whoever ends this command ends MLflow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpsearch.errors import FixInput, FixSetup, NotFound
-from hpsearch.options import guarded, harmless, located, served, stored
+from hpsearch.options import echo, guarded, located, served, stored
 
 if TYPE_CHECKING:
     from hpsearch.client import Client
@@ -79,7 +79,7 @@ def serve(
         slots=at_once or 0,
         ui=page,
         quiet=quiet,
-        ready=lambda address: click.echo(f"hpsearch on {address} (Ctrl-C ends it)", err=True),
+        ready=lambda address: echo(f"hpsearch on {address} (Ctrl-C ends it)", err=True),
     )
     sys.exit(128 + ended if ended else 0)
 
@@ -203,7 +203,7 @@ def server(verb: str, study: str) -> Client:
 
 def told(study: str, what: str, as_json: bool) -> None:
     """Say what was accepted."""
-    click.echo(json.dumps({"study": study, "accepted": what}) if as_json else f"{study}: {what}")
+    echo(json.dumps({"study": study, "accepted": what}) if as_json else f"{study}: {what}")
 
 
 # ---------------------------------------------------------------- commands that a server carries out
@@ -215,17 +215,17 @@ def run(client: Client, spec: StudySpec, detach: bool, as_json: bool) -> None:
     row = client.run(values)
     name = row["study"]
     if detach:
-        click.echo(json.dumps(row) if as_json else f"{name} is queued: {client.server}/studies/{name}")
+        echo(json.dumps(row) if as_json else f"{name} is queued: {client.server}/studies/{name}")
         return
     row = follow(client, row, as_json)
     best = row.get("best")
     if as_json:
         click.echo(json.dumps(row, indent=2))
     elif best:
-        click.echo(f"Best: trial {best['number']}  {row['objective']} {best['score']:.4f}  {best['params']}")
-        click.echo(f"Report: hpsearch --server {client.server} report {name}")
+        echo(f"Best: trial {best['number']}  {row['objective']} {best['score']:.4f}  {best['params']}")
+        echo(f"Report: hpsearch --server {client.server} report {name}")
     elif row["note"]:
-        click.echo(harmless(row["note"]), err=True)
+        echo(row["note"], err=True)
     sys.exit(0 if best and row["state"] in ("done", "paused", "cancelled") else 1)
 
 
@@ -237,9 +237,9 @@ def compare(client: Client, asked: Contest | Sequence[str], anyway: bool, as_jso
         click.echo(json.dumps(found, indent=2))
         return
     for sentence in found["verdict"]:
-        click.echo(harmless(sentence))
+        echo(sentence)
     if len(names) == 1:
-        click.echo(f"Report: hpsearch --server {client.server} report {names[0]}")
+        echo(f"Report: hpsearch --server {client.server} report {names[0]}")
 
 
 def submitted(client: Client, asked: Contest, as_json: bool) -> str:
@@ -256,11 +256,11 @@ def submitted(client: Client, asked: Contest, as_json: bool) -> str:
 def follow(client: Client, row: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Print what happens until a study has ended; what it came to."""
     name, budget = row["study"], row["trials"]
-    click.echo(f"{name} is on {client.server}/studies/{name} (Ctrl-C leaves it running there)", err=True)
+    echo(f"{name} is on {client.server}/studies/{name} (Ctrl-C leaves it running there)", err=True)
     for event in client.events(name):
         budget = event.get("budget", budget)
         if not quiet and (line := line_of(event, budget)):
-            click.echo(harmless(line))
+            echo(line)
     return client.show(name)
 
 
@@ -289,11 +289,11 @@ def list_studies(client: Client, as_json: bool, of: Sequence[str] = ()) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'study':<28} {'state':<10} {'trials':>9}  {'best':>9}  {'default':>9}")
+    echo(f"{'study':<28} {'state':<10} {'trials':>9}  {'best':>9}  {'default':>9}")
     for row in rows:
         best, default = (f"{row[key]:.4f}" if row[key] is not None else "-" for key in ("best_score", "default_score"))
         done = f"{row['ended']}/{row['trials']}"
-        click.echo(f"{harmless(row['study']):<28} {row['state']:<10} {done:>9}  {best:>9}  {default:>9}")
+        echo(f"{row['study']:<28} {row['state']:<10} {done:>9}  {best:>9}  {default:>9}")
 
 
 def show(client: Client, study: str | None, as_json: bool) -> None:
@@ -301,7 +301,7 @@ def show(client: Client, study: str | None, as_json: bool) -> None:
     name = one(client, study)
     row = client.show(name)
     if "compare" in row["spec"]:
-        click.echo(json.dumps(row, indent=2) if as_json else f"{harmless(name)}: {row['state']}, {row['ended']}/{row['trials']} trials")
+        echo(json.dumps(row, indent=2) if as_json else f"{name}: {row['state']}, {row['ended']}/{row['trials']} trials")
         if not as_json:
             list_studies(client, as_json, row["studies"] or [""])
         return
@@ -309,17 +309,17 @@ def show(client: Client, study: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(row | {"trials": trials}, indent=2))
         return
-    click.echo(f"{harmless(name)}: {row['state']}, {row['ended']}/{row['trials']} trials")
+    echo(f"{name}: {row['state']}, {row['ended']}/{row['trials']} trials")
     for r in trials:
         loss = "-" if r["val_loss"] is None else f"{r['val_loss']:.4f}"
-        click.echo(harmless(f"{r['number']:>5} {r['status'].lower():<9} {loss:>8}  {r['error'] or r['params']}"))
+        echo(f"{r['number']:>5} {r['status'].lower():<9} {loss:>8}  {r['error'] or r['params']}")
 
 
 def report(client: Client, study: str | None, output: Path | None, as_json: bool) -> None:
     """Download a study's report."""
     name = one(client, study)
     path = client.report(name, output or Path(f"{name}.html"))
-    click.echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
+    echo(json.dumps({"report": str(path)}) if as_json else f"Report: {path}")
 
 
 def one(client: Client, study: str | None) -> str:

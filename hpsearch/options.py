@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hpsearch.core.text import harmless
 from hpsearch.errors import HpsearchError, exit_code
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def guarded(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except HpsearchError as error:
-            click.echo(f"hpsearch: {harmless(str(error))}", err=True)
+            echo(f"hpsearch: {error}", err=True)
             sys.exit(exit_code(error))
         except KeyboardInterrupt:
             click.echo("hpsearch: stopped", err=True)
@@ -40,11 +41,10 @@ def guarded(command: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def harmless(text: str) -> str:
-    """Text that does nothing to a terminal, whoever chose the names in it; its lines stay lines."""
-    from hpsearch.finetune.printable import escaped
-
-    return "\n".join(map(escaped, text.split("\n")))
+def echo(text: object = "", err: bool = False, bold: bool = False) -> None:
+    """Prints text that does nothing to a terminal, whoever chose the names in it; its lines stay lines."""
+    shown = harmless(str(text))
+    click.echo(click.style(shown, bold=True) if bold else shown, err=err)
 
 
 def stored(command: F) -> F:

@@ -19,7 +19,7 @@ from hpsearch.recipes import EMBEDDED_MODEL as EMBEDDED_MODEL
 from hpsearch.settings import HEADS, apply_setting
 from hpsearch.space import Parameter, Space, bind_blocks, bind_condition, grid_size, parse_space
 from hpsearch.types import OBJECTIVES, Params
-from hpsearch.yamlfile import read_yaml
+from hpsearch.yamlfile import check_leaves, check_shape, read_yaml
 
 SAMPLERS = ("grid", "random", "tpe", "gp", "qmc", "cmaes")
 PRUNERS = ("none", "median", "halving", "hyperband", "patient")
@@ -473,6 +473,7 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
     """A checked `StudySpec` from plain values; raises FixInput listing all problems found."""
     problems: list[str] = []
     try:
+        check_shape(values)
         spec = StudySpec.model_validate(dict(values))
         if spec.name is not None:
             check_name(spec.name)
@@ -484,10 +485,11 @@ def parse_spec(values: Mapping[str, Any], source: str = "the study") -> StudySpe
         space = spec.parameters()
         if spec.sampler == "grid":
             grid_size(space)
+        check_leaves(values)
         return spec
     except ValidationError as error:
-        found = error.errors()
-        problems, more = [explain(dict(item)) for item in found[:LISTED]], len(found) - LISTED
+        wrong = error.errors()
+        problems, more = [explain(dict(item)) for item in wrong[:LISTED]], len(wrong) - LISTED
     except FixInput as error:
         lines = str(error).splitlines()
         problems, more = lines[:LISTED], len(lines) - LISTED
@@ -512,5 +514,7 @@ def explain(item: Mapping[str, Any]) -> str:
         }
         section = sections.get(path[0], StudySpec) if len(path) > 1 else StudySpec
         return f"unknown key '{where}': {hint_key(path[-1], section.model_fields)}"
+    if item["type"] == "string_unicode":
+        return f"{where}: its text holds half a character, which cannot be stored or shown: take it out, or rename what it names"
     message = str(item["msg"]).removeprefix("Value error, ")
     return message if item["type"] == "value_error" and not path else f"{where}: {message[0].lower()}{message[1:]}"

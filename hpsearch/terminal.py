@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.core.text import harmless
 from hpsearch.types import (
     OBJECTIVES,
     SIGNS,
@@ -57,6 +59,15 @@ COLOURS = {
 SHOWN = 12  # trials in the live table
 SOON = 2.0  # seconds within which a step needs no announcement of its progress
 NEWS = ("Data: ", "Sampler: ", "Model: ", "Study: ", "Weights: ", "Warm start", "Portfolio: ")  # what is worth keeping on the screen
+
+
+class SafeConsole(Console):
+    """A console whose texts do nothing to the terminal but what their style says."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yields segments as `Console.render` does, with what is unsafe in their texts escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 
 
 def brief(value: object) -> str:

@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Literal, TypeAlias
 
+from hpsearch.core.text import cleaned, cleaned_json, harmless
+
 Value: TypeAlias = float | int | str | bool | None
 Params: TypeAlias = Mapping[str, Value]
 PerClass: TypeAlias = Mapping[str, Sequence[float]]
@@ -182,6 +184,12 @@ class Outcome:
     lost: bool = False  # no fault of the trial's: its worker died, hung or lost its device
     remark: str = ""  # what is wrong with the training, such as layers that got no gradient
 
+    def __post_init__(self) -> None:
+        """Cleans what the user's code and libraries say: stores, terminals and MLflow get it from here."""
+        for key in ("error", "remark"):
+            if text := getattr(self, key):
+                object.__setattr__(self, key, cleaned(str(text)))
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -189,6 +197,10 @@ class Facts:
 
     values: Mapping[str, Any]
     slots: int = 1  # trials that the worker can train at once
+
+    def __post_init__(self) -> None:
+        """Cleans names that come from data, such as those of classes."""
+        object.__setattr__(self, "values", cleaned_json(self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,12 +342,14 @@ class StoredStudy:
 
 
 def finite_json(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON has no word for."""
+    """The same without NaN and infinities, which JSON has no word for, and with texts that a page and a terminal can show."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return harmless(value)
     if isinstance(value, Mapping):
-        return {str(key): finite_json(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {harmless(str(key)): finite_json(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence):
         return [finite_json(inner) for inner in value]
     return value
 

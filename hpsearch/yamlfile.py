@@ -6,23 +6,32 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hpsearch.core.text import refused_text
 from hpsearch.errors import FixInput
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+MAX_VALUES = 10_000  # keys and values; PyYAML takes 20 to 50 microseconds of processor time for one
+MAX_DIGITS = 100  # characters of a number: 1:1:1:... (YAML 1.1 counts in sixties) takes seconds, others cannot be printed
+MAX_INTEGER = 1 << 63
 SURROGATE = re.compile("[\ud800-\udfff]")  # an escape can write it; no file or database can hold it
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; a study has no such thing"
+TOO_MANY = f"there are more than {MAX_VALUES:,} keys and values, which no study needs; leave some out"
 
 
 class Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number and refuses duplicate keys, aliases and deep nesting."""
 
     depth = 0
+    values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose with limits: an alias can expand a small file without bound."""
@@ -30,9 +39,10 @@ class Loader(yaml.SafeLoader):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise FixInput(f"{mark(event.start_mark)}: YAML aliases (*name) are not supported; write the values out")
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        self.values += 1
+        if self.depth > MAX_DEPTH or self.values > MAX_VALUES:
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise FixInput(f"{mark(event.start_mark)}: nested deeper than {MAX_DEPTH} levels; a study has no such thing")
+            raise FixInput(f"{mark(event.start_mark)}: {TOO_DEEP if self.depth > MAX_DEPTH else TOO_MANY}")
         node = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
             raise FixInput(f"{mark(node.start_mark)}: half a character (\\ud800 to \\udfff) is no text")
@@ -42,6 +52,8 @@ class Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """A value; PyYAML's own errors on `!!int ''`, `!!bool x`, a date such as 2026-99-99 or a number of 5,000 digits get their place."""
         try:
+            if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+                raise ValueError
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
             text = str(node.value)
@@ -99,6 +111,33 @@ def parse_yaml(text: str, source: str) -> Any:
         raise FixInput(f"{source}, {error}") from None
     except OverflowError:  # "\UFFFFFFFF"
         raise FixInput(f"{source} is not YAML: a value does not fit its escape; use plain values") from None
+
+
+def check_shape(values: Any) -> None:
+    """Raises FixInput for plain values, of a study that came as JSON or from Python, that are nested or many as no YAML text may be."""
+    for count, (_, depth) in enumerate(walk(values)):
+        if depth > MAX_DEPTH or count >= MAX_VALUES:
+            raise FixInput(TOO_DEEP if depth > MAX_DEPTH else TOO_MANY)
+
+
+def check_leaves(values: Any) -> None:
+    """Raises FixInput for integers and texts among plain values that no database can hold, wherever they stand, a line each."""
+    large = any(isinstance(value, int) and abs(value) > MAX_INTEGER for value, _ in walk(values))
+    found = ["there is a number of more than 64 bits, which no setting needs; write a smaller one"] if large else []
+    if found := [*found, *refused_text(values)]:
+        raise FixInput("\n".join(found))
+
+
+def walk(values: Any) -> Iterator[tuple[Any, int]]:
+    """Yields all keys and values inside plain values, each with how deep it lies, level by level."""
+    waiting = deque([(values, 1)])
+    while waiting:
+        value, depth = waiting.popleft()
+        yield value, depth
+        if isinstance(value, Mapping):
+            waiting.extend((inner, depth + 1) for item in value.items() for inner in item)
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+            waiting.extend((inner, depth + 1) for inner in value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

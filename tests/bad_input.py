@@ -107,7 +107,7 @@ FLAGS = [
     (["--model", "x" * 100_000], "unknown model"),
     (["--weights", "IMAGENET"], "has no weights called 'IMAGENET'"),
     (["--weights", "no such.pt"], "there is no weights file"),
-    (["--weights", "a\0b.pt"], "there is no weights file"),
+    (["--weights", "a\0b.pt"], r"weights: 'a\x00b.pt' holds a control character (\x00)"),
     (["--weights", "x" * 300 + ".pt"], "there is no weights file"),
     (["--weights", ""], "unknown weights ''"),
     (["--weights", "~nobody-of-this-name/w.pt"], "there is no weights file"),
@@ -197,7 +197,7 @@ OTHERS = [
     (["check", "os:nothing"], "os has no function 'nothing'", 2),
     (["check", "os:getcwd"], "os:getcwd cannot be read", 2),
     (["check", "x" * 100_000], "cannot be used as data", 2),
-    (["check", "a\0b"], r"there is no data 'a\x00b'", 2),
+    (["check", "a\0b"], r"data: 'a\x00b' holds a control character (\x00)", 2),
     (["check", "~nobody-of-this-name/x"], "cannot be used as data", 2),
     (["check", "https://host/data.zip"], "there is no data", 2),
     (["check", "nothing.yaml"], "no study file", 2),
@@ -381,7 +381,8 @@ FILES: list[tuple[str, Content, str]] = [
     ("an unknown key below", "pruner: {nmae: median}", "unknown key 'pruner.nmae': did you mean 'name'?"),
     ("several things at once", "smapler: tpe\ntrials: 0", "trials: input should be greater than or equal to 1"),
     ("a huge key", f"{'k' * 50_000}: 1", "is not YAML: line 1"),
-    ("10,000 keys", "".join(f"k{i}: 1\n" for i in range(10_000)), "and 9,980 more"),
+    ("4,000 keys", "".join(f"k{i}: 1\n" for i in range(4000)), "and 3,980 more"),
+    ("20,000 keys", "".join(f"k{i}: 1\n" for i in range(20_000)), "more than 10,000 keys and values"),
     ("a key with an escape", '"\\e[2J": 1', r"unknown key '\x1b[2J'"),
 ]
 for name, content, words in FILES:

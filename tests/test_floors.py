@@ -45,6 +45,7 @@ TYPES_ONLY = {  # may be named under TYPE_CHECKING
 # Floor 0 is the lowest; a module imports from floors below its own, or from its own room.
 FLOORS = (
     (
+        "hpsearch.core",
         "hpsearch.errors",
         "hpsearch.types",
         "hpsearch.protocols",
@@ -98,10 +99,11 @@ FLOORS = (
     ),
 )
 LOWEST = {
+    "hpsearch.core": ("hpsearch.types",),
     "hpsearch.dbfile": ("hpsearch.errors",),
     "hpsearch.diagnosis": ("hpsearch.types",),
     "hpsearch.errors": (),
-    "hpsearch.types": ("hpsearch.errors",),
+    "hpsearch.types": ("hpsearch.core", "hpsearch.errors"),
     "hpsearch.protocols": ("hpsearch.types", "hpsearch.errors"),
     "hpsearch.seeds": (),
     "hpsearch.provenance": (),
@@ -112,7 +114,7 @@ LOWEST = {
     "hpsearch.machine": ("hpsearch.errors",),
     "hpsearch.devices": ("hpsearch.errors", "hpsearch.machine"),
     "hpsearch.faults": (),
-    "hpsearch.keeping": ("hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
+    "hpsearch.keeping": ("hpsearch.core", "hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
     "hpsearch.names": ("hpsearch.errors",),
     "hpsearch.other_names": ("hpsearch.errors",),
     "hpsearch.runtime": ("hpsearch.types",),

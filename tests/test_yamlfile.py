@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 from contextlib import suppress
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.errors import FixInput
+from hpsearch.spec import parse_spec
 from hpsearch.yamlfile import MAX_BYTES, MAX_DEPTH, parse_yaml, read_yaml
 
 # ---------------------------------------------------------------- numbers and words
@@ -249,3 +251,36 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, message):
 def test_bytes_are_refused():
     with pytest.raises(FixInput, match="'!!binary' is not allowed"):
         parse_yaml("space: {batch_size: !!binary gA==}", "here")
+
+
+COSTLY = {
+    "many values": ("a: [" + ",".join("1" for _ in range(90_000)) + "]", "more than 10,000 keys and values"),
+    "many keys": ("\n".join(f"k{i}: 1" for i in range(20_000)), "more than 10,000 keys and values"),
+    "many empty lists": ("a: [" + "[]," * 80_000 + "]", "more than 10,000 keys and values"),
+    "a number in sixties": ("a: 1" + ":1" * 100_000, "does not fit its tag or is too long"),
+    "a number of 250,000 hexadecimal digits": ("a: 0x" + "f" * 250_000, "does not fit its tag or is too long"),
+    "a number full of underscores": ("a: 1" + "_" * 250_000, "does not fit its tag or is too long"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), COSTLY.values(), ids=COSTLY)
+def test_what_would_cost_seconds_is_refused_before_it_does(text, message):
+    with pytest.raises(FixInput, match=message):
+        parse_yaml(text, "f")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"space": {"a": [1] * 20_000}}, "more than 10,000 keys and values"),
+        ({"space": {str(i): 1 for i in range(20_000)}}, "more than 10,000 keys and values"),
+        ({"split": {"seed": 10**30}}, "seed|64 bits"),
+        ({"space": {"learning_rate": {"low": 1, "high": 10**300}}}, "64 bits|learning_rate"),
+        (functools.reduce(lambda inner, _: {"a": inner}, range(900), 1), "nested deeper than 20 levels"),
+        (functools.reduce(lambda inner, _: [inner], range(900), {}), "nested deeper than 20 levels"),
+    ],
+    ids=range(6),
+)
+def test_plain_values_have_the_limits_of_a_file(values, message):
+    with pytest.raises(FixInput, match=message):
+        parse_spec(values if isinstance(values, dict) else {"space": values})

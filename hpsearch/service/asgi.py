@@ -10,6 +10,7 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hpsearch.core.text import escaped
 from hpsearch.service.errors import problem
 from hpsearch.service.guard import Guard
 
@@ -86,8 +87,8 @@ def cookies_of(header: str) -> Mapping[str, str]:
 
 
 def to_stderr(line: str) -> None:
-    """Log a request: what was asked and what came of it; never its query, headers or body."""
-    sys.stderr.write(time.strftime("%Y-%m-%d %H:%M:%S ") + line + "\n")
+    """Log a line, such as a request: what was asked and what came of it; never its query, headers or body."""
+    sys.stderr.write(time.strftime("%Y-%m-%d %H:%M:%S ") + escaped(line) + "\n")
 
 
 def silent(line: str) -> None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from hpsearch.core.text import harmless
 from hpsearch.errors import HpsearchError, http_status
 from hpsearch.service.models import Problem
 
@@ -21,7 +22,7 @@ def problem(status: int, detail: str, kind: str = "", headers: dict[str, str] | 
     """A problem as a response."""
     title = HTTPStatus(status).phrase if status in {s.value for s in HTTPStatus} else "Client Closed Request"
     about = f"urn:hpsearch:problem:{kind}" if kind else "about:blank"
-    said = Problem(type=about, title=title, status=status, detail=detail)
+    said = Problem(type=about, title=title, status=status, detail=harmless(detail))
     return JSONResponse(said.model_dump(), status, headers, media_type=MEDIA)
 
 

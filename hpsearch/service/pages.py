@@ -17,6 +17,7 @@ import jinja2
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from hpsearch.core.text import showable
 from hpsearch.diagnosis import diagnoses
 from hpsearch.errors import FixInput, HpsearchError, NotFound, http_status
 from hpsearch.journal import recent
@@ -88,7 +89,7 @@ def page(template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
 
 def part(template: str, /, **values: Any) -> str:
     """The same as text."""
-    return templates().get_template(f"{template}.html.j2").render({"here": "", "plots": False, "ui": "", **values})
+    return showable(templates().get_template(f"{template}.html.j2").render({"here": "", "plots": False, "ui": "", **values}))
 
 
 def trouble(error: HpsearchError) -> HTMLResponse:

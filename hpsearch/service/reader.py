@@ -157,9 +157,8 @@ class Reader:
             stored = self.stored(name)
         except NotFound:
             nothing: dict[str, Any] = {"objective": None, "best": None, "default": None, "gain": None, "facts": {}, "warnings": []}
-            return row | nothing | {"spec": dict(entry.values) if entry else {}}
-        shown: dict[str, Any] = finite_json(row | about(stored))
-        return shown
+            return shown(row | nothing | {"spec": dict(entry.values) if entry else {}})
+        return shown(row | about(stored))
 
     def row(self, name: str, entry: Entry | None, glance: Glance | None, known: Mapping[str, Glance] = {}) -> dict[str, Any]:
         """A study, or a comparison of those that are `known`, as a row of lists."""
@@ -225,6 +224,12 @@ class Reader:
         if path is None:
             raise FixSetup(f"the weights of trial {record.number} of '{name}' are not in its folder any more")
         return path
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a study as JSON and pages take it."""
+    found: dict[str, Any] = finite_json(row)
+    return found
 
 
 def subject_of(key: str) -> str:

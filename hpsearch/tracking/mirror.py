@@ -55,10 +55,10 @@ class Mirror:
     """
 
     def __init__(self, uri: str, beat: Callable[[], None] = lambda: None, times: Mapping[int, Sequence[float]] = {}) -> None:
-        from mlflow import MlflowClient
+        from hpsearch.tracking.escaping import EscapingClient
 
         self.uri, self.beat, self.times = uri, beat, times
-        self.client: MlflowClient = MlflowClient(uri)
+        self.client: MlflowClient = EscapingClient(uri)
         self.study = self.uid = ""
         self.experiment = ""
         self.parent = ""

@@ -366,3 +366,24 @@ def test_the_notebook_runs(server, done, tmp_path, monkeypatch, capsys):
     assert sum(line.startswith("trial-") for line in said) == 4
     assert said[-1] == "6"
     assert (tmp_path / "notebook.html").exists()
+
+
+BODIES = {
+    "nested without end": b'{"study": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+    "nested 500 deep": b'{"study": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
+    "lists 500 deep": b'{"study": {"space": ' + b"[" * 500 + b"]" * 500 + b"}}",
+    "a number of 5,000 digits": b'{"study": {"trials": ' + b"9" * 5000 + b"}}",
+    "a number of 4,000 digits": b'{"study": {"trials": ' + b"9" * 4000 + b"}}",
+    "a number of 4,000 digits deep inside": b'{"study": {"space": {"learning_rate": {"low": 1, "high": ' + b"9" * 4000 + b"}}}}",
+    "a float without end": b'{"study": {"timeout": 1e999}}',
+    "no number": b'{"study": {"timeout": NaN}}',
+    "200,000 values": b'{"study": {"space": {"a": [' + b"1," * 200_000 + b"1]}}}",
+    "90,000 values of YAML": b'{"yaml": "space: {a: [' + b"1," * 90_000 + b'1]}"}',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_body_that_costs_much_or_cannot_be_held_is_refused_with_a_sentence(server, body):
+    status, answer = server.ask("POST", "/api/studies", body)
+    assert status in (400, 422), answer
+    assert 10 < len(answer["detail"]) < 1000

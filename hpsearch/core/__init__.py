@@ -1,0 +1,1 @@
+"""Values and rules that everything shares; no files, no processes, no third party."""
