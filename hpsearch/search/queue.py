@@ -37,7 +37,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
+from hpsearch.core.text import cleaned
 from hpsearch.errors import ChooseAnotherName, FixInput, NotFound, WaitOrStop
+from hpsearch.names import NAME
 from hpsearch.search.store import begin_immediate, open_storage, set_pragmas, sqlite_path
 
 ACTIVE = ("queued", "running", "paused")  # one row a study at most
@@ -45,6 +47,7 @@ STATES = (*ACTIVE, "done", "failed", "cancelled")
 LOSSES = 5  # of a study's process, in a row; then the study has failed
 COMPARE = "compare"  # key beside those of a study: samplers are to be compared on it, and how
 DAY = 86400.0  # seconds whose use counts for fair shares
+LONGEST_WAIT = 2.0**LOSSES  # seconds that a row is asked to wait at most; what is to wait longer was written before a clock was set back
 
 META = MetaData()
 QUEUE = Table(
@@ -107,6 +110,7 @@ class Entry:
     seconds: float
     not_before: float
     note: str
+    damage: str = ""  # no column: why the row cannot be used; its values are then empty, and its state is failed
 
     @property
     def compares(self) -> bool:
@@ -114,7 +118,13 @@ class Entry:
         return COMPARE in self.values
 
 
-COLUMNS = [QUEUE.c[field.name] for field in fields(Entry)]
+COLUMNS = [QUEUE.c[field.name] for field in fields(Entry) if field.name != "damage"]
+WHOLE = ("id", "trials", "priority", "losses")  # columns that hold integers
+MAYBE_WHOLE = ("pid", "slot")
+TIMES = ("submitted", "seconds", "not_before")  # numbers
+MAYBE_TIMES = ("born", "started", "ended")
+TEXTS = ("study", "digest", "home", "share", "state", "note")
+MAYBE_TEXTS = ("key", "wanted")
 
 
 class Queue:
@@ -196,17 +206,20 @@ class Queue:
     def next(self, taken: Sequence[int] = ()) -> int | None:
         """The row to start now: the highest priority; of equal ones the share that runs least, then used least in a day; the oldest."""
         now = time.time()
+        due = ~QUEUE.c.not_before.between(now, now + LONGEST_WAIT)  # text is due too, and then set aside
         with self.reader.connect() as db:
             waiting = db.execute(
                 select(QUEUE.c.id, QUEUE.c.priority, QUEUE.c.share).where(
-                    QUEUE.c.state == "queued", QUEUE.c.home == self.home, QUEUE.c.not_before <= now, QUEUE.c.id.not_in(list(taken))
+                    QUEUE.c.state == "queued", QUEUE.c.home == self.home, due, QUEUE.c.id.not_in(list(taken))
                 )
             ).all()
             if not waiting:
                 return None
+            if damaged := [row.id for row in waiting if not isinstance(row.priority, int)]:
+                return int(damaged[0])  # whoever reads it sees what is wrong with it
             runs = select(QUEUE.c.share, func.count()).where((QUEUE.c.state == "running") | QUEUE.c.id.in_(list(taken)))
             running: dict[str, int] = {row[0]: row[1] for row in db.execute(runs.group_by(QUEUE.c.share))}
-            uses = select(QUEUE.c.share, func.sum(QUEUE.c.seconds)).where(QUEUE.c.ended > now - DAY)
+            uses = select(QUEUE.c.share, func.sum(QUEUE.c.seconds)).where(QUEUE.c.ended.between(now - DAY, now))
             used: dict[str, float] = {row[0]: row[1] for row in db.execute(uses.group_by(QUEUE.c.share))}
         best = min(waiting, key=lambda row: (-row.priority, running.get(row.share, 0), used.get(row.share, 0.0), row.id))
         return int(best.id)
@@ -324,9 +337,9 @@ class Queue:
                 state = entry.wanted or "queued"
             elif state == "done" and entry.trials > trials:
                 state = "queued"
-            ran = now - (entry.started or now)
+            ran = max(0.0, now - (entry.started or now))  # a clock may have been set back
             gone = {"pid": None, "born": None, "slot": None, "losses": 0, "wanted": None}
-            change(db, number, state=state, note=note, ended=now, seconds=entry.seconds + ran, not_before=now + wait, **gone)
+            change(db, number, state=state, note=cleaned(note), ended=now, seconds=entry.seconds + ran, not_before=now + wait, **gone)
             return state
 
     def lost(self, entry: Entry, note: str) -> str:
@@ -340,14 +353,20 @@ class Queue:
             "pid": None,
             "born": None,
             "slot": None,
-            "note": note,
+            "note": cleaned(note),
         }
-        values |= {"ended": now, "seconds": entry.seconds + now - (entry.started or now), "not_before": now + 2.0 ** (losses - 1) - 1}
+        ran = max(0.0, now - (entry.started or now))
+        values |= {"ended": now, "seconds": entry.seconds + ran, "not_before": now + 2.0 ** (losses - 1) - 1}
         mine = [QUEUE.c.id == entry.id, QUEUE.c.state == entry.state]
         mine += [QUEUE.c.pid == entry.pid] if entry.pid is not None else []
         with self.writing, self.engine.begin() as db:
             db.execute(update(QUEUE).where(*mine).values(**values))
         return state
+
+    def set_aside(self, entry: Entry) -> None:
+        """Ends a row that cannot be used, with the reason for whoever looks; what it holds stays, and may be resumed once repaired."""
+        with self.writing, self.engine.begin() as db:
+            change(db, entry.id, state="failed", wanted=None, pid=None, born=None, slot=None, note=entry.note, ended=time.time())
 
 
 def leave_checkpoints(connection: Any, record: object) -> None:
@@ -357,8 +376,60 @@ def leave_checkpoints(connection: Any, record: object) -> None:
 
 
 def entry_of(row: Mapping[Any, Any]) -> Entry:
-    """A row as an entry."""
-    return Entry(**{**row, "values": json.loads(row["values"])})
+    """Returns a row as an entry; of one that cannot be used, what can be said of it, and why."""
+    given, damage = dict(row), damage_of(row)
+    if not damage:
+        return Entry(**{**given, "values": json.loads(given["values"])})
+    blank = dict.fromkeys(WHOLE, 0) | dict.fromkeys(TIMES, 0.0) | dict.fromkeys(TEXTS, "")
+    usable = {key: value for key, value in given.items() if not fault_in(key, value)}
+    nothing: dict[str, Any] = dict.fromkeys((*MAYBE_WHOLE, *MAYBE_TIMES, *MAYBE_TEXTS))
+    note = f"row {given['id']} of the queue cannot be used and is set aside: {damage}; submit the study again"
+    return Entry(**{**blank, **nothing, **usable, "values": {}, "state": "failed", "note": note, "damage": damage})
+
+
+def damage_of(row: Mapping[Any, Any]) -> str:
+    """Returns why a row cannot be used; "" for one that can. SQLite lets any program put anything into any column."""
+    wrong = next((fault for key, value in row.items() if (fault := fault_in(str(key), value))), "")
+    if wrong:
+        return wrong
+    if not NAME.fullmatch(row["study"]):
+        return f"no study can be called {row['study'][:80]!r}"
+    if row["state"] not in STATES:
+        return f"its state {row['state'][:80]!r} is not one of {', '.join(STATES)}"
+    try:
+        values = json.loads(row["values"])
+    except (ValueError, RecursionError) as error:
+        return f"its study is no JSON ({type(error).__name__}: {error})"
+    if not isinstance(values, dict):
+        return f"its study is no mapping but {'nothing' if values is None else f'a {type(values).__name__}'}"
+    if COMPARE in values and not is_comparison(values[COMPARE]):
+        return "what it asks to be compared is not what a comparison asks for"
+    return ""
+
+
+def is_comparison(asked: Any) -> bool:
+    """Whether a value under COMPARE is one that `Queue.add` is given."""
+    if not isinstance(asked, dict) or not {"samplers", "repeats", "initial"} <= {*asked} <= {"samplers", "repeats", "initial", "seconds"}:
+        return False
+    samplers, numbers = asked["samplers"], (asked["repeats"], asked["initial"])
+    texts = isinstance(samplers, list) and all(isinstance(sampler, str) for sampler in samplers)
+    return texts and all(isinstance(number, int) for number in numbers) and isinstance(asked.get("seconds"), int | float | None)
+
+
+def fault_in(key: str, value: Any) -> str:
+    """Returns what is wrong with the type of a column's value; "" for nothing."""
+    kinds: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+        (WHOLE, int, "a whole number"),
+        (MAYBE_WHOLE, int | None, "a whole number"),
+        (TIMES, int | float, "a number"),
+        (MAYBE_TIMES, int | float | None, "a number"),
+        ((*TEXTS, "values"), str, "text"),
+        (MAYBE_TEXTS, str | None, "text"),
+    )
+    for names, kind, words in kinds:
+        if key in names and not isinstance(value, kind):
+            return f"its {key} is {str(value)[:80]!r}, not {words}"
+    return ""
 
 
 def found(db: Connection, number: int) -> Entry:

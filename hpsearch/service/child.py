@@ -11,17 +11,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from hpsearch import actions, comparing, places
 from hpsearch.devices import seeing, visible
-from hpsearch.errors import HpsearchError, Interrupted, WaitOrStop
+from hpsearch.errors import FixInput, HpsearchError, Interrupted, WaitOrStop
 from hpsearch.machine import born
 from hpsearch.places import Place
 from hpsearch.race import RaceLines
 from hpsearch.search.queue import COMPARE, Entry, Queue
 from hpsearch.spec import parse_spec
-from hpsearch.terminal import Lines
+from hpsearch.terminal import Lines, SafeConsole
 
 AGAIN = 10.0  # seconds after which a study is tried again that somebody else runs
 NICE = 5  # so that a busy machine still answers requests
@@ -38,7 +36,10 @@ def main(number: int, slot: int, slots: int) -> None:
     if not queue.claim(number, os.getpid(), born(os.getpid()), slot):
         return
     entry = queue.entry(number)
-    state, note, wait, view = "failed", "it ended in a way that nobody foresaw: see its log", 0.0, Lines(Console(width=160))
+    if entry.damage:  # somebody changed it a moment ago
+        queue.set_aside(entry)
+        return
+    state, note, wait, view = "failed", "it ended in a way that nobody foresaw: see its log", 0.0, Lines(SafeConsole(width=160))
     try:
         if entry.compares:
             state, note = "done", compare(entry, where)
@@ -60,9 +61,12 @@ def main(number: int, slot: int, slots: int) -> None:
 
 def compare(entry: Entry, where: Place) -> str:
     """Run a comparison; what can be said of it."""
-    values, view = dict(entry.values), RaceLines(Console(width=160))
+    values, view = dict(entry.values), RaceLines(SafeConsole(width=160))
     wanted = values.pop(COMPARE)
-    asked = comparing.contest_of({**values, "name": entry.study}, **wanted)
+    try:
+        asked = comparing.contest_of({**values, "name": entry.study}, **wanted)
+    except (TypeError, ValueError) as error:
+        raise FixInput(f"what the queue holds of the comparison '{entry.study}' cannot be used ({error}): submit it again") from None
     return " ".join(comparing.compare(asked, where, [view], view.say).verdict[1:])  # the first says what was compared
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from hpsearch.machine import born
 from hpsearch.places import Place
 from hpsearch.protocols import GRACE
 from hpsearch.search.queue import Entry, Queue
+from hpsearch.service.asgi import silent
 from hpsearch.service.child import UNTRACKED
 
 LOG = "service.log"  # of a study, in its folder
@@ -32,12 +33,12 @@ LEAVE = 7.0  # seconds beyond those that trials get, for workers and storage to 
 class Runner:
     """Starts queued studies, at most `slots` at once on this machine. One thread; every turn begins from what the queue says."""
 
-    def __init__(self, queue: Queue, where: Place, slots: int = 0, roots: Sequence[Path] = ()) -> None:
-        self.queue, self.where = queue, where
+    def __init__(self, queue: Queue, where: Place, slots: int = 0, roots: Sequence[Path] = (), log: Callable[[str], None] = silent) -> None:
+        self.queue, self.where, self.log = queue, where, log
         self.roots = roots  # folders that data may lie in; none: anywhere
         self.slots = slots or max(1, len(visible()))
         self.asked: dict[int, int] = {}  # row -> trials that its session knows of
-        self.started: dict[int, tuple[subprocess.Popen[bytes], int, float]] = {}  # row -> process, until it has ended, slot, when
+        self.started: dict[int, tuple[subprocess.Popen[bytes], int, float | None]] = {}  # row -> process, slot, last start
         self.wake, self.ending = threading.Event(), threading.Event()
         self.problem = ""  # why the last turn failed
         self.turned = self.tidied = time.monotonic()
@@ -65,6 +66,9 @@ class Runner:
     def turn(self) -> None:
         """Look once."""
         mine = self.queue.running()
+        for entry in [entry for entry in mine if entry.damage]:
+            self.set_aside(entry)
+            mine.remove(entry)
         for entry in mine:
             if not alive(entry):
                 self.queue.lost(entry, f"its process was lost: {self.tail(entry.study)}")
@@ -80,20 +84,29 @@ class Runner:
         starting = {number: slot for number, (_, slot, _) in self.started.items() if number not in known}
         free = sorted({*range(self.slots)} - {entry.slot or 0 for entry in live} - {*starting.values()})
         for slot in free[: max(0, self.slots - len(live) - len(starting))]:
-            number = self.queue.next([*self.started])
+            while (number := self.queue.next([*self.started])) is not None:
+                entry = self.queue.entry(number)
+                if not entry.damage:
+                    self.launch(entry, slot)
+                    break
+                self.set_aside(entry)
             if number is None:
                 return
-            self.launch(self.queue.entry(number), slot)
+
+    def set_aside(self, entry: Entry) -> None:
+        """Ends a row that cannot be used, and says so; the others go on."""
+        self.queue.set_aside(entry)
+        self.log(entry.note)
 
     def reap(self) -> None:
         """Forget processes that have ended; one that never came to its row counts as lost."""
-        for number, (process, _, at) in list(self.started.items()):
+        for number, (process, _, before) in list(self.started.items()):
             code = process.poll()
             if code is None:
                 continue
             del self.started[number]
             entry = self.queue.entry(number)
-            if code and entry.state == "queued" and (entry.started or 0.0) < at:
+            if code and entry.state == "queued" and entry.started == before:  # by no clock: it may have been set back
                 self.queue.lost(entry, f"its process ended with code {code}: {self.tail(entry.study)}")
 
     def launch(self, entry: Entry, slot: int) -> None:
@@ -117,7 +130,7 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.started[entry.id] = (process, slot, time.time())
+        self.started[entry.id] = (process, slot, entry.started)
         self.asked[entry.id] = entry.trials
 
     def tail(self, study: str) -> str:

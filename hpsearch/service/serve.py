@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
 def application(where: Place, guard: Guard, slots: int = 0, ui: str = "", log: Callable[[str], None] = silent) -> FastAPI:
     """The application; its queue runs from startup to shutdown."""
     queue = Queue(where.storage, where.folder)
-    runner = Runner(queue, where, slots, guard.roots)
+    runner = Runner(queue, where, slots, guard.roots, to_stderr)
     desk = Desk(queue, runner, Reader(queue, where), where, guard, ui=ui)
 
     @asynccontextmanager

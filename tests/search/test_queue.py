@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 
 import pytest
 from sqlalchemy import update
@@ -229,3 +230,73 @@ def test_what_belongs_to_a_renamed_folder_is_taken_over(tmp_path, empty):
 
 def test_the_states_are_those_that_the_columns_know():
     assert set(queues.ACTIVE) < set(queues.STATES)
+
+
+DAMAGE = {
+    "no JSON": ({"values": '{"trials": 5'}, "its study is no JSON"),
+    "a list": ({"values": "[1]"}, "its study is no mapping but a list"),
+    "nested without end": ({"values": "[" * 100_000}, "its study is no JSON (RecursionError"),
+    "a comparison that is a list": ({"values": '{"compare": [1]}'}, "is not what a comparison asks for"),
+    "a name that leads out": ({"study": "../a"}, "no study can be called '../a'"),
+}
+TEXT = {  # a server's columns have types
+    "priority": ("high", "its priority is 'high', not a whole number"),
+    "trials": ("many", "its trials is 'many', not a whole number"),
+    "not_before": ("tomorrow", "its not_before is 'tomorrow', not a number"),
+    "submitted": ("today", "its submitted is 'today', not a number"),
+}
+
+
+def spoil(queue, number, **values):
+    """Writes into a row as another program could: SQLite keeps text in a column of numbers."""
+    with queue.engine.begin() as db:
+        for key, value in values.items():
+            db.exec_driver_sql(f"UPDATE hpsearch_queue SET \"{key}\" = '{value}' WHERE id = {number}")
+
+
+def check_set_aside(queue, number, words):
+    assert queue.next() == number
+    entry = queue.entry(number)
+    assert words in entry.damage
+    queue.set_aside(entry)
+    following = add(queue, "b").id
+    assert queue.next() == following
+    shown = next(entry for entry in queue.all_latest() if entry.id == number)
+    assert (shown.state, words in shown.note) == ("failed", True)
+
+
+@pytest.mark.parametrize(("values", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_row_is_set_aside_with_its_reason_and_the_next_one_is_run(queue, values, words):
+    number = add(queue, "a").id
+    spoil(queue, number, **values)
+    check_set_aside(queue, number, words)
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [(key, *rest) for key, rest in TEXT.items()])
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_number_that_is_text_sets_its_row_aside(queue, key, value, words):
+    number = add(queue, "a").id
+    spoil(queue, number, **{key: value})
+    check_set_aside(queue, number, words)
+
+
+def test_a_row_of_an_unknown_state_is_shown_as_failed_and_hinders_nobody(queue):
+    spoil(queue, add(queue, "a").id, state="hibernating")
+    assert "its state 'hibernating' is not one of queued" in queue.latest("a").note
+    following = add(queue, "b").id
+    assert queue.next() == following
+
+
+def test_a_clock_that_was_set_back_makes_nobody_wait_longer_than_was_asked_for(queue):
+    waits, due = add(queue, "waits").id, add(queue, "written-before").id
+    now = time.time()
+    spoil(queue, waits, not_before=now + 10)
+    spoil(queue, due, not_before=now + 100_000)
+    assert queue.next() == due
+
+
+def test_a_session_that_began_in_the_future_counts_no_time_against_its_share(queue):
+    entry = run(queue, "a")
+    spoil(queue, entry.id, started=time.time() + 100_000)
+    queue.conclude(entry.id, 7, "failed", "caf\udce9\x00\x1b[31m")
+    assert (queue.latest("a").seconds, queue.latest("a").note) == (0.0, r"caf\xe9\x00\x1b[31m")

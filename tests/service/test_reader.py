@@ -57,7 +57,7 @@ def test_the_stream_notices_what_the_queue_says(reader):
 
 @pytest.mark.parametrize(("objective", "best"), [("F1", 0.9), ("val_loss", 0.5)])
 def test_the_best_of_a_comparison_is_that_of_its_objective(reader, objective, best):
-    reader.queue.add("c", {"objective": objective, COMPARE: {"samplers": ["random", "tpe"], "repeats": 1}}, 2)
+    reader.queue.add("c", {"objective": objective, COMPARE: {"samplers": ["random", "tpe"], "repeats": 1, "initial": 1}}, 2)
     known = {
         name: Glance(name, {"complete": 1}, score, None) for name, score in (("c-random-r1", 0.5), ("c-tpe-r1", 0.9), ("d-tpe-r1", 7.0))
     }
