@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hpsearch.search.queue import Queue
 from hpsearch.service import errors
 from hpsearch.service.api import router
 from hpsearch.service.asgi import Gate, silent, to_stderr
+from hpsearch.service.connections import BoundedProtocol, end_silent, usual_limits
 from hpsearch.service.desk import Desk
 from hpsearch.service.guard import Guard, make_guard
 from hpsearch.service.models import Problem
@@ -27,9 +29,15 @@ from hpsearch.service.runner import Runner
 
 
 class Server(uvicorn.Server):
-    """Remembers which signal ended it."""
+    """Remembers which signal ended it, and closes connections that say nothing."""
 
     seen: int | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        """Looks around, ten times a second, as uvicorn does."""
+        if counter % 10 == 0:
+            end_silent(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End, as uvicorn does."""
@@ -93,6 +101,8 @@ def serve(
     app = application(where, guard, slots, ui, silent if quiet else to_stderr)
     config = uvicorn.Config(
         app,
+        http=type("Connection", (BoundedProtocol,), {"limits": usual_limits()}),
+        ws="none",
         host=host,
         port=port,
         log_level="warning",
