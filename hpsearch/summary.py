@@ -120,6 +120,9 @@ def table(proof: Proof, objective: str) -> list[str]:
         cells += [plain("accuracy", row.test)] if tests else []
         cells.append(f"{row.seconds.mean:.1f}" if row.seconds else "0")
         lines.append(f"  {LABELS[row.name]:<20}" + "".join(f"{cell:>13}" for cell in cells))
+    for row in proof.rows:
+        if row.detail:
+            lines += sentence(f"{LABELS[row.name]}: {row.detail}", first="  ", rest="    ")
     return [*lines, ""]
 
 
