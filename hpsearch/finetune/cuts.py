@@ -235,9 +235,9 @@ def input_of(steps: list[fx.Node], entry: fx.Node, allowed: set[fx.Node], head: 
 def weights_behind(node: fx.Node, active: set[fx.Node]) -> Iterator[fx.Node]:
     """The tensors of the network that a node uses, also through steps that take nothing but them."""
     for other in node.all_input_nodes:
-        if other.op == "get_attr":
+        if other.op in ("get_attr", "call_module") and other not in active:
             yield other
-        elif other not in active:
+        if other not in active:
             yield from weights_behind(other, active)
 
 

@@ -47,9 +47,9 @@ def is_file(weights: str) -> bool:
 
 
 def file_and_part(weights: str) -> tuple[str, str]:
-    """The file of "FILE#part.of.it", and the address of the part; "" for all of the file."""
+    """The file of "FILE#part.of.it", and the address of the part: "." for what is at its top, "" for whatever fits."""
     found = WITHIN.fullmatch(weights)
-    return (found["file"], found["within"].strip(".")) if found else (weights, "")
+    return (found["file"], found["within"].strip(".") or found["within"][:1]) if found else (weights, "")
 
 
 def check_names(model: str, weights: str) -> None:

@@ -51,7 +51,7 @@ def keeping_buffers(net: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, values in before:
-                module._buffers[name] = buffer.copy_(values)
+                module._buffers[name] = buffer if torch.equal(buffer, values) else buffer.copy_(values)
 
 
 def outputs_of(net: nn.Module, images: Tensor) -> Any:
@@ -267,7 +267,7 @@ def loose_head(net: nn.Module, images: Tensor, count: int, last: str | None, cal
     unchanged, found = run(), ""
     layers = set(layers_of(net))
     for name, parameter in net.named_parameters():
-        owner = name.rpartition(".")[0]
+        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
         fits = parameter.ndim > 1 and count in parameter.shape and parameter.numel() >= 2 * count and parameter.is_floating_point()
         if fits and owner not in calls.layers and isinstance(unchanged, Tensor) and not same(unchanged, with_other(parameter, run)):
             found = owner if owner in layers else name

@@ -52,7 +52,8 @@ class WeightsReport:
         if self.others:
             file = self.source.partition("#")[0]
             takes = "takes the other" if len(self.others) == 1 else f"takes another, and so {first(self.others[1:])}"
-            parts.append(f"more than one part of the file fits, and {self.part} was taken: --weights {file}#{self.others[0]} {takes}")
+            taken = "what is at its top" if self.part == "." else self.part
+            parts.append(f"more than one part of the file fits, and {taken} was taken: --weights {file}#{self.others[0]} {takes}")
         return "; ".join([*parts, *end])
 
 
@@ -172,11 +173,15 @@ def load(net: nn.Module, head: str, path: Path, within: str = "") -> WeightsRepo
     wanted = {name: tensor for name, tensor in own.items() if not of_head(name, head)}
     target = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
     every = read(path)
-    entries = [entry for entry in every if f"{entry.address}.".startswith(f"{within}.")] if within else every
-    if not entries:
-        known = [place(part) for part in parts_of(every, wanted) if part.prefix] or [entry.address for entry in every]
-        raise FixInput(f"there is nothing at '{escaped(within)}' in the weights file {path}; it has {first(list(map(escaped, known)))}")
-    parts = parts_of(entries, wanted)
+    entries = [entry for entry in every if within in ("", ".") or f"{entry.address}.".startswith(f"{within}.")]
+    parts = [part for part in parts_of(entries, wanted) if within != "." or not part.prefix]
+    if not parts and within:
+        elsewhere = parts_of(every, wanted)
+        apart = [*elsewhere[:1], *others_of(elsewhere[0], elsewhere, 1)] if elsewhere else []
+        known = [place(part) for part in apart] or [entry.address for entry in every]
+        raise FixInput(
+            f"nothing of this model is at '{escaped(within)}' in the weights file {path}; it has {first(list(map(escaped, known)))}"
+        )
     chosen = parts[0] if parts else Part("")
     for name, entry in chosen.found.items():
         if not name.endswith(COUNTER) and (reason := unusable(entry.tensor, own[name])):
@@ -192,7 +197,7 @@ def load(net: nn.Module, head: str, path: Path, within: str = "") -> WeightsRepo
         unexpected=unexpected(entries, chosen, others, head),
         mismatched=tuple(f"{n} {[*(shape(state[n]) or ())]} for {[*target[n].shape]}" for n in target if n in state and n not in taken),
         part=escaped(place(chosen)) if others else "",
-        others=tuple(escaped(place(other)) for other in others if other.prefix),
+        others=tuple(escaped(place(other)) for other in others),
     )
     enough(net, head, entries, taken, report)
     for name in taken:
@@ -207,7 +212,7 @@ def load(net: nn.Module, head: str, path: Path, within: str = "") -> WeightsRepo
 
 def place(part: Part) -> str:
     """Where a part is in its file."""
-    return part.prefix.rstrip(".") or "what is at its top"
+    return part.prefix.rstrip(".") or "."
 
 
 def unexpected(entries: list[Entry], chosen: Part, others: list[Part], head: str) -> tuple[str, ...]:

@@ -156,14 +156,29 @@ def test_the_part_that_fits_more_comes_before_one_that_is_no_average(folder):
     assert is_of(load({"model": less, "ema": b})[0], b)
 
 
+def test_what_is_at_the_top_of_a_file_can_be_had_as_well(folder):
+    a, b = drawn(1), drawn(2)
+    less = {name: tensor for name, tensor in a.items() if not name.startswith("layer1.1")}
+    net, report = load({**less, "model": b})
+    assert is_of(net, b)
+    assert report.text().endswith("and model was taken: --weights some.pth#. takes the other")
+    net, report = load({**less, "model": b}, ".")
+    assert torch.equal(net.stem[0].weight, a["stem.0.weight"])
+    assert len(report.missing) == 2
+    assert "what is at its top was taken: --weights some.pth#ema takes" in load({**a, "ema": b})[1].text()
+    with pytest.raises(FixInput, match=r"nothing of this model is at '\.' in the weights file some.pth; it has model$"):
+        load({"model": b}, ".")
+
+
 def test_an_address_that_is_not_there_is_answered_with_those_that_are(folder):
-    with pytest.raises(FixInput, match=r"there is nothing at 'emma' in the weights file some.pth; it has state_dict, state_dict_ema"):
+    with pytest.raises(FixInput, match=r"nothing of this model is at 'emma' in the .* some.pth; it has state_dict, state_dict_ema$"):
         load({"state_dict": drawn(), "state_dict_ema": drawn(2)}, "emma")
 
 
 def test_an_address_goes_with_the_file_through_every_door(folder):
     whole = "some.pth#state_dict.ema"
     assert names.file_and_part(whole) == ("some.pth", "state_dict.ema")
+    assert [names.file_and_part(text)[1] for text in ("a.pth", "a.pth#", "a.pth#.", "a.pth#b.")] == ["", "", ".", "b"]
     assert names.file_and_part("odd#name.pth") == ("odd#name.pth", "")
     torch.save({"a": drawn()}, "some.pth")
     assert names.check_file(whole) == pathlib.Path("some.pth")

@@ -101,6 +101,14 @@ class CosineEarly(Cosine):
         return self.scale * F.linear(F.normalize(self.body(x)), weight)
 
 
+class CosineNormed(Cosine):
+    """Has its weights made anew at each use."""
+
+    def __init__(self, outputs=CLASSES):
+        super().__init__(outputs)
+        nn.utils.parametrizations.weight_norm(self.fc)
+
+
 class Prototypes(nn.Module):
     """Distances to learned points behind an embedding; no layer gives the logits."""
 
@@ -168,6 +176,7 @@ HEADS = {  # head, whether blocks are cut, whether it can be replaced
     Scaled: ("fc", True, True),
     Cosine: ("fc", True, False),
     CosineEarly: ("fc", True, False),
+    CosineNormed: ("fc", True, False),
     Prototypes: ("points", True, False),
     Matrix: ("weight", True, False),
     Custom: ("head", True, False),
