@@ -314,7 +314,7 @@ def show(study: str | None, storage: str | None, as_json: bool) -> None:
         state = r.status.value.lower() + "*" * bool(r.reused)
         line = f"{r.number:>5} {state:<9}{epoch:>6}{loss:>9}{percent(r.metrics):>6}" + "".join(f"{v:>8}" for v in values(r.params))
         echo(line + (f"\n      {r.error}" if r.error else ""))
-    for text in warnings_of((*found.records, *found.runs)):
+    for text in (*warnings_of((*found.records, *found.runs)), *(() if found.spec else found.headstart)):
         echo(f"Warning: {text}")
     if reused := sum(bool(r.reused) for r in found.records):
         echo(f"* {reused:,} reused: another sampler of the comparison had trained the same")
@@ -648,8 +648,13 @@ def rebuild(study: str | None, storage: str | None, as_json: bool) -> None:
         click.echo(json.dumps([asdict(row) for row in done], indent=2))
         return
     for row in done:
+        if row.refused:
+            echo(f"{row.study} is not entered: {row.refused}", err=True)
+            continue
         beside = f" and {row.beside:,} runs beside the search" if row.beside else ""
         echo(f"{row.study}: {row.trials:,} trials{beside} are in the storage again")
+        for line in row.left_out:
+            echo(f"  left out, and still there: {line}", err=True)
     echo("Then:  hpsearch sync" + (f" {shlex.quote(done[0].study)}" if len(done) == 1 else " STUDY"))
 
 

@@ -20,8 +20,10 @@ from hpsearch import leftovers, tracking
 from hpsearch.dbfile import damage, mounted
 from hpsearch.devices import visible
 from hpsearch.errors import FixSetup, HpsearchError, WaitOrStop
+from hpsearch.keeping import unusable_results
 from hpsearch.machine import kill_group, study_lock, survivors, total_memory, usable_cores
 from hpsearch.places import Place, comparison_of
+from hpsearch.runtime.leftover_files import clear_export, left_by_exports
 from hpsearch.startup import lock_folders
 from hpsearch.types import Say, Status, StoredStudy, say_nothing
 
@@ -199,6 +201,7 @@ def storage(clinic: Clinic) -> Iterator[Finding]:
     from hpsearch.names import is_name
     from hpsearch.search.catalog import read_study, study_names
     from hpsearch.search.lease import holders
+    from hpsearch.search.records import LEFT_OUT
     from hpsearch.search.store import REMEDY, opened, shown, sqlite_path
 
     url = clinic.where.storage
@@ -219,6 +222,12 @@ def storage(clinic: Clinic) -> Iterator[Finding]:
     clinic.studies = {name: stored for name, stored in studies.items() if stored.uid and is_name(name)}
     trials = sum(len(stored.records) for stored in studies.values())
     yield Finding("storage", "ok", f"{path or shown(url)}: {len(studies):,} studies, {trials:,} trials")
+    for name, stored in studies.items():
+        bad = [record for record in stored.records if record.remark.startswith(LEFT_OUT)]
+        said = [f"trial {record.number} of '{name}': {record.remark}" for record in bad[:SHOWN]]
+        said += [f"'{name}': {remark}" for remark in stored.headstart if not stored.uid]
+        for text in said:
+            yield Finding("storage", "warning", text, "delete the study from a copy of the storage, and `hpsearch rebuild` it there")
 
 
 def mlflow(clinic: Clinic) -> Iterator[Finding]:
@@ -297,6 +306,11 @@ def files(clinic: Clinic) -> Iterator[Finding]:
                 except WaitOrStop:
                     continue  # somebody has just begun
             for folder in filter(Path.is_dir, clinic.folders(stored.name)):
+                bad = unusable_results(folder, stored.uid)
+                if bad:
+                    more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+                    text = f"'{stored.name}', results that cannot be used: {'; '.join(bad[:SHOWN])}{more}"
+                    yield Finding("results", "warning", text, "bring back copies of these files, or move them away")
                 for what, found in (
                     ("half written", leftovers.half_written(folder)),
                     ("states that no trial goes on from", leftovers.stale_states(folder, stored)),
@@ -321,6 +335,15 @@ def stores(clinic: Clinic) -> Iterator[Finding]:
     files = [sqlite_path(clinic.where.storage), tracking.store_file(clinic.where.tracking or "")]
     if found := leftovers.half_made(path for path in files if path is not None):
         yield removal(f"half made: {names(found)}", found, clinic.fix)
+
+
+def exports(clinic: Clinic) -> Iterator[Finding]:
+    """Folders that killed exports left in the working folder."""
+    if found := left_by_exports(clinic.where.folder):
+        for path in found if clinic.fix else ():
+            clear_export(path)
+        remedy = "--fix deletes them, or puts an earlier export back"
+        yield Finding("leftovers", "warning", f"of exports that were killed: {names(found)}", remedy, clinic.fix)
 
 
 def removal(text: str, paths: list[Path], fix: bool) -> Finding:
@@ -353,4 +376,18 @@ def size(number: float) -> str:
 
 
 # Files after trials: repairing a study gives its lock back, and with it the note of who held it.
-CHECKS: tuple[Check, ...] = (device, cores, libraries, folders, cache, storage, locks, running_trials, workers, files, stores, mlflow)
+CHECKS: tuple[Check, ...] = (
+    device,
+    cores,
+    libraries,
+    folders,
+    cache,
+    storage,
+    locks,
+    running_trials,
+    workers,
+    files,
+    stores,
+    exports,
+    mlflow,
+)

@@ -9,18 +9,23 @@ import errno
 import json
 import os
 import shutil
+import stat
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from hpsearch.core.text import harmless
+from hpsearch.core.trial_values import LARGEST, check_scores, trial_values
 from hpsearch.faults import crash_point
 from hpsearch.machine import pulse
-from hpsearch.types import Outcome, Setup, Status, Trial, TrialRecord, point_key
+from hpsearch.types import Outcome, Status, Trial, TrialRecord, point_key, trial_name
 
 RESULTS = "results"  # folder of one file a trial, in the study's
 STUDY = "study.json"  # what the trials belong to, there too
+GAP = 1000  # trials that may have been under way when a session was killed
+LARGEST_FILE = 64 * 2**20  # bytes of a result
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 3600.0  # seconds that what a training came to waits for room on a full disk
 
@@ -83,31 +88,85 @@ def read_results(folder: Path | str, study: str) -> dict[str, TrialRecord]:
     return {name: record for name in names if (record := read_result(folder, name, study)) is not None}
 
 
+def unusable_results(folder: Path | str, study: str) -> list[str]:
+    """The results in a folder that are left out whatever is done with the others, each with the reason."""
+    found = []
+    for path in sorted((Path(folder) / RESULTS).glob("*.json")):
+        try:
+            load_result(path, study)
+        except (OSError, ValueError) as error:
+            found.append(f"{path.name}: {harmless(str(error))}")
+    numbers = [record.number for record in read_results(folder, study).values() if record.setup is None]
+    far = sorted({*numbers} - {*without_gaps(numbers)})
+    return found + [f"{trial_name(number)}.json: there is nothing of more than {GAP:,} trials before it" for number in far]
+
+
 def later_results(folder: Path | str | None, study: str, number: int) -> dict[int, TrialRecord]:
     """The results of the study's trials from that number on, by number; the files of earlier ones are not opened."""
     files = (Path(folder) / RESULTS).glob("trial-*.json") if folder is not None else ()
-    names = [path.stem for path in files if (digits := path.stem.removeprefix("trial-")).isdigit() and int(digits) >= number]
-    return {record.number: record for name in names if (record := read_result(folder, name, study)) is not None}
+    names = [path.stem for path in files if (digits := path.stem.removeprefix("trial-")).isdecimal() and number <= int(digits) <= LARGEST]
+    found = {record.number: record for name in names if (record := read_result(folder, name, study)) is not None}
+    return {number: found[number] for number in without_gaps(found, number)}
+
+
+def without_gaps(numbers: Iterable[int], first: int = 0) -> list[int]:
+    """The numbers, sorted, up to a gap that no session leaves: trials without a result are those that were under way."""
+    found = sorted(numbers)
+    missing = (number - first - index for index, number in enumerate(found))
+    return [number for number, gap in zip(found, missing, strict=True) if gap <= GAP]
 
 
 def read_result(folder: Path | str | None, name: str, study: str) -> TrialRecord | None:
-    """The result of a trial of that name, if it is there and of the study with that uid; None without a folder."""
+    """The result of a trial of that name, if it is there, can be used, and is of the study with that uid; None without a folder."""
     if folder is None:
         return None
-    path = result_path(folder, name)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record_from(values) if values["study"] == study else None
-    except (OSError, ValueError, KeyError, TypeError):  # not one of ours, or of another version
+        return load_result(result_path(folder, name), study)
+    except (OSError, ValueError):  # not one of ours, or of another version
         return None
+
+
+def load_result(path: Path, study: str) -> TrialRecord | None:
+    """The result in a file; None where it is of another study than that with this uid.
+
+    Raises OSError, or ValueError with what is wrong with it.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a named pipe would wait for ever
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_FILE:
+            raise ValueError(f"it is no file of {LARGEST_FILE // 2**20} MiB at most")
+        text = file.read(LARGEST_FILE)
+    try:
+        values: Any = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"it is no JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it is a {type(values).__name__}, not a mapping")
+    if values.get("study") != study:
+        return None
+    record = record_from(values)
+    if record.name != path.stem:
+        raise ValueError(f"it is that of {record.name}")
+    if record.number < 0 and record.setup is None:
+        raise ValueError(f"its number is {record.number}, and it is of no run beside the search")
+    if not (record.status.ended or record.status is Status.PAUSED):
+        raise ValueError(f"its status is {record.status.value}, which is no result")
+    return record
 
 
 def record_from(values: Mapping[str, Any]) -> TrialRecord:
-    """A record out of JSON."""
-    known = {field.name for field in fields(TrialRecord)}
-    kept = {key: value for key, value in values.items() if key in known}
-    setup = Setup(**kept["setup"]) if kept.get("setup") else None
-    return TrialRecord(**{**kept, "status": Status(kept["status"]), "setup": setup})
+    """A record out of JSON; ValueError with what is wrong with it."""
+    kept = trial_values(values)
+    missing = [
+        field.name
+        for field in fields(TrialRecord)
+        if field.name not in kept and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
+    return check_scores(TrialRecord(**kept))
 
 
 def outcome_of(record: TrialRecord) -> Outcome:

@@ -85,7 +85,7 @@ def told(folder: Path) -> set[str]:
     """Names of the weights that results in a study's folder refer to."""
     found = set()
     for path in (folder / RESULTS).glob("*.json"):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):  # a file that was written by hand
             checkpoint = json.loads(path.read_text()).get("checkpoint")
             found |= {Path(checkpoint).name} if checkpoint else set()
     return found

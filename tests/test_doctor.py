@@ -314,3 +314,24 @@ def test_the_studies_of_a_comparison_that_is_being_run_are_left_alone(tmp_path):
     (finding,) = doctor.locks(clinic)
     assert finding.fixed
     assert not (pair / "holder").exists()
+
+
+def test_what_killed_exports_left_is_told_and_cleared_on_request(tmp_path):
+    left, own = tmp_path / f".model.{dead()}", tmp_path / f".model.{os.getppid()}"
+    for path in (left, own):
+        path.mkdir()
+        (path / "model.safetensors").touch()
+    where = place(tmp_path, None, None, False)
+    found = [f for f in doctor.exports(doctor.Clinic(where, False)) if left.name in f.text]
+    assert [(f.level, left.exists()) for f in found] == [("warning", True)]
+    assert [f.fixed for f in doctor.exports(doctor.Clinic(where, True))] == [True]
+    assert (left.exists(), own.exists()) == (False, True)
+
+
+def test_results_that_cannot_be_used_are_told_with_their_reasons(tmp_path):
+    results = tmp_path / "hpsearch-runs" / "s" / "results"
+    results.mkdir(parents=True)
+    (results / "trial-0000.json").write_text("[1]")
+    clinic = doctor.Clinic(place(tmp_path, None, None, False), False, {"s": StoredStudy("s", {}, {}, ())})
+    (found,) = doctor.files(clinic)
+    assert found.text == "'s', results that cannot be used: trial-0000.json: it is a list, not a mapping"

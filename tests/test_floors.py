@@ -117,7 +117,7 @@ LOWEST = {
     "hpsearch.keeping": ("hpsearch.core", "hpsearch.types", "hpsearch.machine", "hpsearch.faults"),
     "hpsearch.names": ("hpsearch.errors",),
     "hpsearch.other_names": ("hpsearch.errors",),
-    "hpsearch.runtime": ("hpsearch.types",),
+    "hpsearch.runtime": ("hpsearch.types", "hpsearch.dbfile"),
     "hpsearch.control": ("hpsearch.types", "hpsearch.keeping"),
     "hpsearch.journal": ("hpsearch.types",),
     "hpsearch.client": ("hpsearch.errors",),

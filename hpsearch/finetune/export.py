@@ -29,10 +29,11 @@ from hpsearch.finetune.names import choices_of, is_own
 from hpsearch.finetune.own import own_model
 from hpsearch.finetune.prepare import prepare
 from hpsearch.machine import usable_cores
+from hpsearch.runtime.leftover_files import EXPORTED, aside_paths, clear_export, left_by_exports
 from hpsearch.types import OBJECTIVES, Say
 
 FORMAT = 1  # of config.json
-WEIGHTS, CONFIG, CARD, SCRIPT = FILES = ("model.safetensors", "config.json", "README.md", "predict.py")
+WEIGHTS, CONFIG, CARD, SCRIPT = FILES = EXPORTED
 PIXELS = 2**20  # of one batch
 
 
@@ -54,6 +55,8 @@ def export(winner: Winner, out: Path, force: bool, with_data: bool, say: Say) ->
     `with_data` recomputes the logged validation loss from what was written and fits the temperature. Raises FixInput when `out`
     is taken or the data has changed, FixSetup when weights are gone or are not those that earned the score.
     """
+    for left in left_by_exports(out.parent, out.name):  # of one that was killed
+        clear_export(left)
     check_free(out, force)
     about = read_about(winner)
     config = describe(winner, about)
@@ -235,7 +238,7 @@ def check_free(out: Path, force: bool) -> None:
 @contextmanager
 def written_aside(out: Path, force: bool) -> Iterator[Path]:
     """A new folder beside `out` that takes its place in the end, or goes without a trace."""
-    aside, old = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    aside, old = aside_paths(out, os.getpid())
     try:
         aside.mkdir(parents=True)
         yield aside

@@ -11,7 +11,7 @@ from optuna.study import StudyDirection
 
 from hpsearch.errors import NotFound, nearest
 from hpsearch.recipes import told
-from hpsearch.search.records import HEADSTART, OPENINGS, RECORD, check_layout, fixed_of, record_of, runs_of
+from hpsearch.search.records import HEADSTART, check_layout, fixed_of, openings_of, record_of, runs_of, study_record
 from hpsearch.types import MAXIMIZED, SEVERAL, VALUE, Status, StoredStudy
 
 
@@ -28,14 +28,13 @@ def read_study(storage: RDBStorage, name: str) -> StoredStudy:
         known = study_names(storage)
         raise NotFound(f"no study {told(name)}: {nearest(name, known) if known else 'the storage is empty'}") from None
     attributes = storage.get_study_user_attrs(study_id)
-    found = attributes.get(RECORD)
-    stored = found if isinstance(found, dict) else {}
+    stored = study_record(attributes)
     check_layout(name, stored)
-    spec = stored.get("spec", {}) if stored else {"objective": foreign_objective(storage.get_study_directions(study_id))}
+    spec = stored["spec"] if "spec" in stored else {"objective": foreign_objective(storage.get_study_directions(study_id))}
     fixed = fixed_of(spec)
     trials = sorted(storage.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
     objective = spec.get("objective", "val_loss")
-    records, openings = tuple(record_of(t, fixed, objective) for t in trials), tuple(attributes.get(OPENINGS, ()))
+    records, openings = tuple(record_of(t, fixed, objective) for t in trials), openings_of(attributes)
     remarks = tuple(stored.get(HEADSTART, {}).get("remarks", ()))
     runs = runs_of(attributes, objective)
     return StoredStudy(name, spec, stored.get("facts", {}), records, runs, openings, remarks, stored.get("uid", ""))

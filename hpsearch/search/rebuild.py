@@ -10,8 +10,9 @@ from typing import Any
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
+from hpsearch.core.text import printable
 from hpsearch.errors import ChooseAnotherName, FixSetup
-from hpsearch.keeping import RESULTS, STUDY, read_result, read_results
+from hpsearch.keeping import RESULTS, STUDY, read_result, read_results, unusable_results
 from hpsearch.search.headstart import kept_in
 from hpsearch.search.records import OPENINGS, RECORD, RUN, differences, kept_study, run_values
 from hpsearch.search.rows import count
@@ -19,16 +20,24 @@ from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.spec import StudySpec, comparable, parse_spec
 
 
-def rebuild_study(storage: RDBStorage, folder: Path, kept: Mapping[str, Any]) -> tuple[str, int, int]:
+def rebuild_study(storage: RDBStorage, folder: Path, kept: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, ...]]:
     """Enter a study that the storage does not have, with all results in its folder: its name, its trials, its runs beside the search.
+
+    Last come the results that are left out, each with the reason; their files stay.
 
     `kept` is what `kept_study` says of the folder.
     """
     about = kept["user_attrs"][RECORD]
+    spec = parse_spec(about["spec"])  # before anything is entered
+    if spec.study_name() != kept["name"]:
+        raise FixSetup(f"{folder / STUDY} names '{printable(kept['name'])}' and describes '{spec.study_name()}': bring back the right file")
     runs = enter_study(storage, folder, kept)
-    with closing(OptunaSearcher(parse_spec(about["spec"]), storage, kept_in(about), folder=folder)) as searcher:
+    with closing(OptunaSearcher(spec, storage, kept_in(about), folder=folder)) as searcher:
         trials = sum(record.status.ended for record in searcher.records())
-    return str(kept["name"]), trials, runs
+        found = read_results(folder, about["uid"])
+        strange = [name for name, record in found.items() if record.setup is None and not searcher.fits(record)]
+    misfits = (f"{name}.json: its configuration is none of the study's space, or its objective is another" for name in strange)
+    return str(kept["name"]), trials, runs, (*unusable_results(folder, about["uid"]), *misfits)
 
 
 def enter_study(storage: RDBStorage, folder: Path, kept: Mapping[str, Any]) -> int:

@@ -17,17 +17,20 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.core.text import cleaned
+from hpsearch.core.trial_values import brief, is_metrics, is_params, trial_values
 from hpsearch.errors import ChooseAnotherName, FixSetup
 from hpsearch.faults import crash_point
-from hpsearch.keeping import STUDY, write_durably
+from hpsearch.keeping import STUDY, record_from, write_durably
 from hpsearch.recipes import CORE
 from hpsearch.search.rows import count
 from hpsearch.spec import StudySpec, comparable
-from hpsearch.types import OBJECTIVES, Params, Setup, Status, TrialRecord
+from hpsearch.types import OBJECTIVES, Judged, Params, Status, TrialRecord, is_number
 
 RECORD = "hpsearch"  # the user attribute that holds what Optuna has no column for
 RUN = f"{RECORD}.run."  # begins the study attribute that holds a run beside the search
 LAYOUT = 1  # of what RECORD and its neighbours hold; one more when an older hpsearch could no longer read it
+LEFT_OUT = "what the storage holds of it beside Optuna's own columns is left out"  # begins the remark of a trial whose record is damaged
 HEADSTART = "headstart"  # the key of RECORD that holds the trials that the study began with
 OPENINGS = f"{RECORD}.openings"  # the study attribute that holds when the test split was looked at, and what was seen
 KEPT = {field.name for field in fields(TrialRecord)} - {"status"}
@@ -50,7 +53,10 @@ def open_study(storage: RDBStorage, spec: StudySpec) -> int:
             study_id, RECORD, {"uid": uuid.uuid4().hex, "spec": spec.resolved(), "digest": spec.digest(), "layout": LAYOUT}
         )
         return study_id
-    stored = storage.get_study_user_attrs(study_id).get(RECORD)
+    attributes = storage.get_study_user_attrs(study_id)
+    if problem := fault_of_study(attributes):
+        raise FixSetup(f"what the storage holds of the study '{name}' is damaged ({problem}): choose another --name, or `hpsearch doctor`")
+    stored = attributes.get(RECORD)
     empty = not count(storage, study_id)
     if stored is None and not empty:
         raise ChooseAnotherName(f"the study '{name}' in this storage was not made by hpsearch: choose another --name")
@@ -87,10 +93,74 @@ def keep_study(storage: RDBStorage, name: str, folder: Path) -> None:
 def kept_study(folder: Path) -> Mapping[str, Any] | None:
     """What `keep_study` wrote; None for a folder without it."""
     try:
-        kept: dict[str, Any] = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-        return kept if kept["user_attrs"][RECORD]["uid"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return load_study(folder)
+    except (OSError, ValueError):
         return None
+
+
+def load_study(folder: Path) -> Mapping[str, Any]:
+    """What `keep_study` wrote; OSError, or ValueError with what is wrong with it."""
+    try:
+        kept = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(kept, dict):
+        raise ValueError(f"it is a {type(kept).__name__}, not a mapping")
+    for key, kind in (("name", str), ("directions", list), ("user_attrs", dict), ("system_attrs", dict)):
+        if not isinstance(kept.get(key), kind):
+            raise ValueError(f"its {key} is {brief(kept.get(key))}")
+    if kept["directions"] not in [[direction.name] for direction in (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)]:
+        raise ValueError(f"its directions are {brief(kept['directions'])}, not one of MINIMIZE and MAXIMIZE")
+    problem = fault_of_study(kept["user_attrs"])
+    if problem or not kept["user_attrs"].get(RECORD, {}).get("uid"):
+        raise ValueError(problem or "it says of no study what it is")
+    return kept
+
+
+def fault_of_study(attributes: Mapping[str, Any]) -> str:
+    """What is wrong with the record among a study's attributes; "" where it is one of ours, or there is none."""
+    about = attributes.get(RECORD, {})
+    if not isinstance(about, Mapping):
+        return f"its record is a {type(about).__name__}, not a mapping"
+    kinds = {"uid": str, "spec": Mapping, "facts": Mapping, "digest": str, "layout": int, HEADSTART: Mapping}
+    wrong = next((key for key, kind in kinds.items() if key in about and not isinstance(about[key], kind)), None)
+    if wrong:
+        return f"its {wrong} is {brief(about[wrong])}"
+    spec, start = about.get("spec", {}), about.get(HEADSTART, {"trials": [], "remarks": []})
+    needed = {"space": Mapping, "pruner": Mapping, "sampler": str, "data": str}
+    wrong = next((key for key, kind in needed.items() if about and not isinstance(spec.get(key), kind)), None)
+    if wrong is None and not isinstance(spec.get("recipe", {}), Mapping):  # which studies had not at first
+        wrong = "recipe"
+    if wrong:
+        return f"the {wrong} of its spec is {brief(spec.get(wrong))}"
+    if about and (spec.get("objective") not in OBJECTIVES or not all(isinstance(entry, Mapping) for entry in spec["space"].values())):
+        return "its spec is not that of a study"
+    trials, remarks = start.get("trials"), start.get("remarks")
+    if not isinstance(trials, list) or not isinstance(remarks, list) or not all(isinstance(remark, str) for remark in remarks):
+        return "what it began with is no list"
+    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and is_params(pair[1]) for pair in trials):
+        return "what it began with is no list of configurations"
+    return ""
+
+
+def openings_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The looks at the test split among a study's attributes; what hpsearch does not write is left out."""
+    listed, found = attributes.get(OPENINGS, []), []
+    for opening in listed if isinstance(listed, list) else []:
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            judged = [Judged.from_json(values) for values in opening["judged"]]
+            if is_number(opening["at"]) and isinstance(opening["trial"], int) and all(is_metrics(one.metrics) for one in judged):
+                found.append(opening)
+    return tuple(found)
+
+
+def study_record(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record among a study's attributes; that of a study of another program, with a remark, where it is damaged."""
+    problem = fault_of_study(attributes)
+    if not problem:
+        found: Mapping[str, Any] = attributes.get(RECORD, {})
+        return found
+    return {HEADSTART: {"trials": [], "remarks": [cleaned(f"What the storage holds of this study is damaged, and left out: {problem}")]}}
 
 
 def check_layout(name: str, stored: Mapping[str, Any]) -> None:
@@ -186,9 +256,10 @@ def runs_of(attributes: Mapping[str, Any], objective: str) -> tuple[TrialRecord,
     found = []
     for key, values in attributes.items():
         if key.startswith(RUN):
-            with suppress(KeyError, TypeError, ValueError):  # not written by hpsearch
-                parts = {"status": Status(values["status"]), "setup": Setup(**values["setup"]), "objective": objective}
-                found.append(TrialRecord(**{**values, **parts}))
+            with suppress(ValueError):  # not written by hpsearch
+                blank = {"params": {}, "attempt": 1, "checkpoint": None, "error": None, "objective": objective}
+                record = record_from({**blank, **values} if isinstance(values, Mapping) else values)
+                found += [record] if record.setup is not None else []
     return tuple(sorted(found, key=lambda run: -run.number))
 
 
@@ -203,16 +274,18 @@ def fixed_of(spec: Mapping[str, Any]) -> Params:
 
 
 def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
-    """A stored trial as a record."""
-    found = trial.user_attrs.get(RECORD)
-    more: dict[str, Any] = found if isinstance(found, dict) else {}  # another program may use the name
+    """A stored trial as a record; of one whose record is not what hpsearch writes, what Optuna knows of it, and a remark that says so."""
     ours, values = objective in OBJECTIVES, trial.values or ()
+    try:
+        more = trial_values(trial.user_attrs.get(RECORD, {})) if ours else {}
+    except ValueError as error:
+        more = {"remark": cleaned(f"{LEFT_OUT}: {error}")}
     names = [objective] if len(values) == 1 else [f"value {i}" for i in range(len(values))]
     blank = TrialRecord(
         number=trial.number,
         status=STATUSES[trial.state],
         params={**fixed, **trial.params},
-        origin="sampled" if more or not ours else "added",
+        origin="added" if ours and "origin" not in more else "sampled",
         attempt=1,
         val_loss=values[0] if ours and values and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
         best_epoch=None,
@@ -227,5 +300,7 @@ def record_of(trial: FrozenTrial, fixed: Params, objective: str) -> TrialRecord:
         objective=objective,
     )
     record = replace(blank, **{k: v for k, v in more.items() if k in KEPT})
+    if record.val_loss is not None and not math.isfinite(record.val_loss) and record.status is Status.COMPLETE:
+        record = replace(record, val_loss=None, remark="its validation loss in the storage is no finite number, and is left out")
     paused = more.get("status") == Status.PAUSED and not trial.state.is_finished()
     return replace(record, status=Status.PAUSED) if paused else record

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -121,8 +122,8 @@ class OptunaSearcher:
             foreign = is_foreign(stored)
             if foreign:
                 self.enter_foreign(stored)
-            about = {} if is_foreign(stored) else stored.user_attrs[RECORD]
-            self.spent += float(about.get("seconds", 0.0)) if stored.state.is_finished() else 0.0
+            known = record_of(stored, self.fixed, self.spec.objective)
+            self.spent += known.seconds if stored.state.is_finished() else 0.0
             if self.rungs is not None:
                 self.rungs.recall(stored.number, {percent: self.sign * v for percent, v in stored.intermediate_values.items()})
                 if stored.state is TrialState.PRUNED:
@@ -135,9 +136,9 @@ class OptunaSearcher:
                 if result is not None and stored.params.items() <= result.params.items():  # else of a trial that nobody heard of
                     untold.append(result)
                 else:
-                    attempt, losses = (1 if foreign else 1 + int(about.get("attempt", 1))), int(about.get("losses", 0))
-                    params, origin = self.fixed | stored.params, ENQUEUED if foreign else about.get("origin", "sampled")
-                    self.again.append(Trial(stored.number, params, attempt, origin, losses=losses))
+                    attempt, origin = (1, ENQUEUED) if foreign else (known.attempt + 1, known.origin)
+                    params = self.fixed | stored.params
+                    self.again.append(Trial(stored.number, params, attempt, origin, losses=losses_of(stored)))
             attributes, stored.user_attrs = stored.user_attrs, {}
             stored.system_attrs = {key: value for key, value in stored.system_attrs.items() if not key.startswith(PICKLES)}
             copied = self.memory.create_new_trial(self.study._study_id, stored)
@@ -170,6 +171,8 @@ class OptunaSearcher:
         for number in range(self.known_trials, 1 + max(results, default=-1)):
             trial = next(self.plan, None)
             result = results.get(number)
+            if result is not None and not self.fits(result):
+                result = None  # it is trained again, and what is in the way is left to its file
             if result is not None:
                 trial = Trial(number, result.params, result.attempt, result.origin)
             if trial is None:
@@ -183,6 +186,10 @@ class OptunaSearcher:
                 for live in (self.trials, self.curves, self.started):
                     live.pop(number)
                 self.again.append(trial)
+
+    def fits(self, result: TrialRecord) -> bool:
+        """Whether a result is one of this study's space, and scored by its objective."""
+        return result.objective == self.spec.objective and in_space(self.varied, self.fixed, result.params)
 
     def take(self, result: TrialRecord) -> None:
         """Tell of a result what the trial itself could not."""
@@ -498,6 +505,23 @@ class OptunaSearcher:
         """Mark an interrupted trial as waiting: nothing in the storage claims to run when nothing does."""
         if number in self.ids:
             rows.requeue(self.storage, self.ids[number])
+
+
+def in_space(varied: Mapping[str, BaseDistribution], fixed: Params, params: Params) -> bool:
+    """Whether a configuration is a point of a space."""
+    if not {*params} <= {*varied, *fixed}:
+        return False
+    try:
+        return all(name in params and kind._contains(kind.to_internal_repr(params[name])) for name, kind in varied.items())
+    except (TypeError, ValueError):
+        return False
+
+
+def losses_of(stored: FrozenTrial) -> int:
+    """How often a trial's worker was lost in earlier sessions."""
+    about = stored.user_attrs.get(RECORD, {})
+    losses = about.get("losses", 0) if isinstance(about, Mapping) else 0
+    return losses if isinstance(losses, int) else 0
 
 
 def most_trials(spec: StudySpec, lead: Sequence[Params], budget: int) -> int:

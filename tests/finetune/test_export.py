@@ -3,8 +3,10 @@
 import ast
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -474,3 +476,20 @@ def test_interpolations_have_the_names_that_the_script_knows():
     assert {Image.Resampling[name.upper()] for name in INTERPOLATION} == set(INTERPOLATION.values())
     with pytest.raises(Unusable):
         decode(b"", PREPROCESSING[0])
+
+
+@pytest.mark.process
+def test_what_killed_exports_left_is_cleared_by_the_next_one_and_an_earlier_export_goes_back(trained, tmp_path):
+    gone, mine = subprocess.Popen(["true"]), os.getpid()
+    gone.wait()
+    names = [f".out.{gone.pid}", f".out.{mine}", f".other.{gone.pid}", f".own.{gone.pid}.old", f".own.{gone.pid}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    (tmp_path / f".own.{gone.pid}" / "mine.txt").write_text("no file of an export")
+    exported(trained, tmp_path / "out")
+    assert {path.name for path in tmp_path.glob(".*")} == {*names[2:]}  # a process writes one export at a time
+    with pytest.raises(FixInput, match="is not empty"):
+        exported(trained, tmp_path / "own")
+    assert (tmp_path / "own" / "config.json").read_text() == f".own.{gone.pid}.old"
+    assert (tmp_path / f".own.{gone.pid}" / "mine.txt").exists()
