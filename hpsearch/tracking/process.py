@@ -11,12 +11,14 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from hpsearch.machine import ignore_signals
 from hpsearch.tracking.backlog import Backlog
+from hpsearch.tracking.channel import receive
 from hpsearch.tracking.stores import create_store
 from hpsearch.types import EpochDone, Event, StudyStarted, TrialEnded
 
@@ -31,8 +33,8 @@ LAST_SECONDS = 20.0  # how long after the end of a study a new try may begin
 
 
 def serve(
-    events: multiprocessing.Queue[Event | None],
-    answers: multiprocessing.Queue[str],
+    events: Connection,
+    answers: Connection,
     taken: c_longlong,
     beats: c_longlong,
     failures: c_longlong,
@@ -58,7 +60,7 @@ def serve(
     with suppress(Exception):  # told when it is tried again
         create_store(uri, begun)  # MLflow loads, and makes its store, while the study makes ready
     if silent:
-        answers.put("")
+        answers.send("")
         return
     for told in first:
         follower.hear(told)
@@ -67,7 +69,9 @@ def serve(
         if event is not None:
             follower.hear(event)
         follower.follow(flush=event is None)
-    answers.put(follower.finish())
+    missing = follower.finish()
+    with suppress(OSError):  # the orchestrator was killed meanwhile
+        answers.send(missing)
 
 
 class Follower:
@@ -191,15 +195,20 @@ def masked(text: str, uri: str) -> str:
     return text
 
 
-def flowing(events: multiprocessing.Queue[Event | None]) -> Iterator[Event | None]:
+def flowing(events: Connection) -> Iterator[Event | None]:
     """Events as they come, with a None in between whenever FLUSH_SECONDS have passed; ends at the final None.
 
-    It also ends when the orchestrator was killed: the queue stays open then, this process holding its other end too.
+    It also ends when the orchestrator was killed, which closes the line.
     """
     due = time.monotonic() + FLUSH_SECONDS
     while True:
-        with suppress(queue.Empty):
-            event = events.get(timeout=max(0.01, due - time.monotonic()))
+        try:
+            event = receive(events, max(0.01, due - time.monotonic()))
+        except queue.Empty:
+            pass
+        except EOFError:
+            return
+        else:
             if event is None:
                 return
             yield event

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hpsearch.dbfile import remove_leftovers
 from hpsearch.errors import FixInput
 from hpsearch.machine import safe_import_path, shielded
+from hpsearch.tracking.channel import Sender, receive
 from hpsearch.tracking.process import masked, serve
 from hpsearch.tracking.stores import check_store, store_file
 from hpsearch.types import EpochDone, Event, TrackingBehind, TrialEnded
@@ -64,13 +65,16 @@ class MlflowTracker:
         quiet_environment()
         self.uri = uri
         context = multiprocessing.get_context("spawn")
-        self.events: multiprocessing.Queue[Event | None] = context.Queue()
-        self.answers: multiprocessing.Queue[str] = context.Queue()
+        heard, told = context.Pipe(duplex=False)
+        self.answers, answers = context.Pipe(duplex=False)
         self.taken, self.beats, self.failures = (context.RawValue("q", 0) for _ in range(3))  # no lock that a killed process would keep
-        shared = (self.events, self.answers, self.taken, self.beats, self.failures)
+        shared = (heard, answers, self.taken, self.beats, self.failures)
         self.process = context.Process(target=serve, args=(*shared, uri, str(folder)), name="hpsearch-mlflow", daemon=True)
         with shielded(), safe_import_path():
             self.process.start()
+        heard.close()
+        answers.close()
+        self.events = Sender(told)
         self.problem: str | None = None
         self.points = 0  # recorded: epochs, and ends of trials
         self.listeners, self.told = listeners, 0  # how many points they think MLflow is behind
@@ -107,9 +111,10 @@ class MlflowTracker:
         moved, seen, begun = time.monotonic(), self.beats.value, time.monotonic()
         while self.problem is None:
             try:
-                self.problem = self.answers.get(timeout=0.5)
-                self.events.close()
-                self.events.join_thread()  # else that thread may be the last to hold the queue's semaphores, and be cut off releasing them
+                self.problem = receive(self.answers, 0.5)
+            except EOFError:
+                self.process.join(EXIT_SECONDS)
+                self.problem = "its process died"
             except queue.Empty:
                 self.watch()
                 now = time.monotonic()
@@ -120,15 +125,15 @@ class MlflowTracker:
                 elif patience is not None and (now - begun > patience or (seen and now - moved > STILL_SECONDS)):
                     self.problem = f"MLflow did not take everything within {now - begun:.0f} s"
         self.watch()  # the last of it may have arrived with the answer
-        self.process.join(EXIT_SECONDS)  # killed while it gives its semaphores back, it would leave a warning on the terminal
+        self.process.join(EXIT_SECONDS)
         self.abandon()
 
     def abandon(self) -> None:
         """End the mirror's process at once."""
         self.process.kill()
         self.process.join()
-        self.events.cancel_join_thread()
-        self.events.close()
+        self.events.put(None)  # its thread ends; nobody is at the other end
+        self.answers.close()
         if (file := store_file(self.uri)) is not None:
             remove_leftovers(file)  # of a store that was being made
 
