@@ -16,6 +16,7 @@ from hpsearch.machine import ignore_signals
 from hpsearch.types import Say
 
 PREPARING = "preparing the study"
+LOADABLE = "does `import torch` work, and is there enough memory (`ulimit -v`, or the limit of the container)?"
 
 
 def call(
@@ -64,7 +65,7 @@ def launch(process: ForkServerProcess) -> None:
     try:
         process.start()
     except (EOFError, OSError) as error:
-        raise FixSetup(f"no process could be started ({error or 'the fork server died'}): does `import torch` work?") from None
+        raise FixSetup(f"no process could be started ({error or 'the fork server died'}): {LOADABLE}") from None
 
 
 def answer(connection: Connection, target: str, config: Mapping[str, Any], what: str, place: Mapping[str, str]) -> None:
@@ -73,11 +74,24 @@ def answer(connection: Connection, target: str, config: Mapping[str, Any], what:
     os.environ.update(place)
     module, _, name = target.partition(":")
     try:
-        result = getattr(importlib.import_module(module), name)(config, lambda *said: connection.send(("say", said)))
-        connection.send(("done", result))
+        function = load(module, name, what)
+        connection.send(("done", function(config, lambda *said: connection.send(("say", said)))))
     except HpsearchError as error:
         connection.send(("error", error))
     except (BrokenPipeError, ConnectionResetError):
         return
+    except MemoryError:
+        connection.send(
+            ("error", FixSetup(f"{what} failed: there is not enough memory; close other programs, or raise its limit (`ulimit -v`)"))
+        )
     except Exception:
         connection.send(("error", FixSetup(f"{what} failed:\n{traceback.format_exc()}")))
+
+
+def load(module: str, name: str, what: str) -> Any:
+    """A function of a module of ours; FixSetup, a sentence, where the libraries that it needs cannot be loaded."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # of many kinds, where memory is short
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        raise FixSetup(f"{what} failed, since its libraries cannot be loaded ({reason}): {LOADABLE}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from hpsearch.devices import Crew
 from hpsearch.errors import FixSetup, HpsearchError
+from hpsearch.executors.aside import load
 from hpsearch.faults import crash_point
 from hpsearch.keeping import state_path, write_result
 from hpsearch.protocols import Executor, Kernel, Message
@@ -44,7 +44,7 @@ class KernelRef:
     def build(self) -> Kernel:
         """Import the function and call it."""
         module, _, name = self.target.partition(":")
-        make: Callable[[Mapping[str, Any]], Kernel] = getattr(importlib.import_module(module), name)
+        make: Callable[[Mapping[str, Any]], Kernel] = load(module, name, "starting a worker")
         return make(self.config)
 
 
@@ -71,6 +71,9 @@ def ready(ref: KernelRef, worker: int) -> tuple[Kernel | None, Message]:
         return kernel, Message(worker, None, facts=kernel.facts())
     except HpsearchError as error:
         return None, Message(worker, None, error=error)
+    except MemoryError:
+        remedy = "there is not enough memory: fewer --workers need less, or raise the limit (`ulimit -v`)"
+        return None, Message(worker, None, error=FixSetup(f"worker {worker} could not start: {remedy}"))
     except Exception:
         return None, Message(worker, None, error=FixSetup(f"worker {worker} could not start:\n{traceback.format_exc()}"))
 
