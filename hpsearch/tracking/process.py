@@ -46,6 +46,7 @@ def serve(
     `taken` counts the epochs and ends of trials that MLflow has, `beats` its answers, `failures` those in a row.
     """
     ignore_signals()
+    silence()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it announces every table it makes
     follower = Follower(uri, Path(folder), taken, beats, failures)
     coming, first, silent = flowing(events), list[Event](), False
@@ -72,6 +73,14 @@ def serve(
     missing = follower.finish()
     with suppress(OSError):  # the orchestrator was killed meanwhile
         answers.send(missing)
+
+
+def silence() -> None:
+    """Keeps what MLflow and its libraries print off the terminal: what goes wrong is an answer of this process, and in `tracking.log`."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 class Follower:
