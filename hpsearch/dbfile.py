@@ -28,10 +28,18 @@ class Look:
 
 def look(path: Path, patience: float = 20.0) -> Look:
     """Look into a file without changing it; sqlite3.Error or OSError when it cannot be read, or is locked for `patience` seconds."""
+    roll_back(path, patience)
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=patience)) as db:
         tables = frozenset(name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
         row = db.execute("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in tables else None
     return Look(tables, row[0] if row else None)
+
+
+def roll_back(path: Path, patience: float) -> None:
+    """Has SQLite undo what a killed process had half written: its journal lies beside the file, and no reader can read past it."""
+    if path.with_name(f"{path.name}-journal").exists() and os.access(path, os.W_OK):
+        with closing(sqlite3.connect(path, timeout=patience)) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def damage(path: Path, patience: float) -> str:

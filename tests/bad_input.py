@@ -63,7 +63,7 @@ def fill(folder: Path, files: Mapping[str, Content] | None) -> None:
 
 FLAGS = [
     (["--sampler", "tpee"], "did you mean 'tpe'?"),
-    (["--sampler", ""], "unknown sampler '': known: bayes"),
+    (["--sampler", ""], "unknown sampler '': known: grid, random"),
     (["--sampler", "tpe,gp"], "unknown sampler 'tpe,gp'"),
     (["--sampler", "x" * 100_000], "unknown sampler"),
     (["--pruner", "medain"], "did you mean 'median'?"),
@@ -84,7 +84,7 @@ FLAGS = [
     (["--timeout", "-1"], "greater than 0"),
     (["--timeout", "inf"], "timeout: input should be a finite number"),
     (["--timeout", "nan"], "timeout: input should be"),
-    (["--timeout", "soon"], "'soon' is not a valid float"),
+    (["--timeout", "soon"], "timeout: must be a number of seconds, or a time such as 90s, 30m, 2h or 1h30m, got 'soon'"),
     (["--workers", "0"], "workers must be 'auto' or 1 to 1024"),
     (["--workers", "-3"], "workers must be 'auto' or 1 to 1024"),
     (["--workers", "all"], "workers: input should be 'auto'"),

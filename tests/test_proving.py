@@ -225,7 +225,7 @@ def test_folds_confirm_too_and_the_report_is_written(tmp_path):
     assert sorted(run.setup.fold for run in study.runs if run.origin == "confirm") == [0, 0, 1, 1, 2, 2]
     losses = {run.setup.fold: run.val_loss for run in study.runs if run.setup.trial == proof_of(study).winner and run.origin == "confirm"}
     assert len(set(losses.values())) == 3
-    assert Path(done[0] / "hpsearch-runs" / NAME / "report.html").exists()
+    assert Path(tmp_path / "hpsearch-runs" / NAME / "report.html").exists()
 
 
 def test_the_commands_of_the_page_run_in_their_order(done, tmp_path):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hpsearch.finetune.architectures import network
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+ORIENTATION = 0x112  # the EXIF tag
 TOP = 5  # classes printed per image
 
 
@@ -46,7 +47,10 @@ def pixels(path: Path, config: dict[str, Any]) -> Tensor:
     with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
         if file.format == "TIFF" and {0xC612, 0x14A} & {*file.tag_v2}:  # type: ignore[attr-defined]
             raise ValueError("a camera's raw file, or several images in one")
-        file.draft(None, (2 * shorter, 2 * shorter))  # decode a large JPEG at 1/2, 1/4 or 1/8
+        drafted = file.draft(None, (2 * shorter, 2 * shorter))  # decode a large JPEG at 1/2, 1/4 or 1/8
+        file.load()
+        right, bottom = drafted[1][2:] if drafted else file.size  # whole pixels stand for what is left over at its edges
+        region = turned((0.0, 0.0, float(right), float(bottom)), file.size, file.getexif().get(ORIENTATION, 1))
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode == "LAB":
         raise ValueError(f"pixels of mode {image.mode}")
@@ -65,13 +69,27 @@ def pixels(path: Path, config: dict[str, Any]) -> Tensor:
     image = image.convert("L" if pre["channels"] == 1 else "RGB")
     # The shorter side becomes `shorter`, and the centre of `size` is cut out, both in one step.
     box = [0.0, 0.0, 0.0, 0.0]
-    for axis, side in enumerate(image.size):
-        resized = int(shorter * side / min(image.size))
+    sides = region[2] - region[0], region[3] - region[1]
+    for axis, side in enumerate(sides):
+        resized = int(shorter * side / min(sides))
         start = round((resized - pre["size"]) / 2)
-        box[axis], box[axis + 2] = start * side / resized, min(side, (start + pre["size"]) * side / resized)
+        box[axis] = region[axis] + start * side / resized
+        box[axis + 2] = min(region[axis + 2], region[axis] + (start + pre["size"]) * side / resized)
     resample = Image.Resampling[pre["interpolation"].upper()]
     cut = np.asarray(image.resize((pre["size"], pre["size"]), resample, (box[0], box[1], box[2], box[3])))
     return torch.from_numpy(cut.transpose(2, 0, 1).copy() if cut.ndim == 3 else cut[None].copy())
+
+
+def turned(region: tuple[float, float, float, float], size: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
+    """Where a region of an image of that size lies once the image has been turned upright, by EXIF's orientation."""
+    (left, top, right, bottom), (width, height) = region, size
+    if not 2 <= orientation <= 8:
+        return region
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ def make_absolute(folder, old):
         for number, text in rows:
             values = json.loads(text)
             for key in ("checkpoint", "state"):
-                values[key] = values[key] and f"{old}/hpsearch-runs/s/{values[key]}"
+                values[key] = values.get(key) and f"{old}/hpsearch-runs/s/{values[key]}"
             text = json.dumps(values)
             database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE trial_user_attribute_id = ?", (text, number))
 

@@ -183,7 +183,7 @@ def test_a_study_whose_record_is_not_ours_is_shown_like_one_of_another_program(u
     storage.engine.dispose()
     found = everything(url, tmp_path)
     assert isinstance(found, StoredStudy)
-    assert (found.spec, len(found.records)) == ({}, 2)
+    assert (found.spec, len(found.records)) == ({"objective": "value"}, 2)
     assert found.headstart[0].startswith("What the storage holds of this study is damaged")
     assert everything(url, tmp_path, "other").spec
 
