@@ -45,6 +45,7 @@ def roll_back(path: Path, patience: float) -> None:
 def damage(path: Path, patience: float) -> str:
     """What SQLite finds wrong with a file when it reads all of it; "" where nothing is. `patience`: seconds that it waits for a lock."""
     try:
+        roll_back(path, patience)
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=patience)) as db:
             found = [str(line) for (line,) in db.execute("PRAGMA integrity_check(5)")]
     except sqlite3.Error as error:

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hpsearch.dbfile import network_type, remove_leftovers, revisions
+from hpsearch.dbfile import damage, look, network_type, remove_leftovers, revisions
+from tests.support.commands import run_command
 
 MOUNTS = """\
 /dev/sda1 / ext4 rw,relatime 0 0
@@ -56,3 +58,23 @@ def test_the_revisions_of_a_package_have_one_newest(package, folder):
     known, newest = revisions(package, folder)
     assert newest in known
     assert len(known) > 5
+
+
+@pytest.mark.process
+def test_a_file_whose_writer_was_killed_in_the_middle_is_looked_at_as_it_was_before(tmp_path):
+    path = tmp_path / "store.db"
+    code = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE t (x)")
+db.execute("INSERT INTO t VALUES (1)")
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.execute("CREATE TABLE half (x)")
+db.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 1000)
+os.kill(os.getpid(), 9)
+"""
+    run_command([sys.executable, "-c", code, str(path)])
+    assert path.with_name("store.db-journal").stat().st_size > 0
+    assert look(path).tables == {"t"}
+    assert damage(path, 1.0) == ""
