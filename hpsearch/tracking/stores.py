@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sqlite3
@@ -13,6 +14,7 @@ from urllib.parse import quote
 from hpsearch.dbfile import check_disk, look, remove_leftovers, revisions
 from hpsearch.errors import FixSetup
 
+TRIES = itertools.count()  # to make a store
 BUSY_SECONDS = 30.0  # that a locked store is waited for
 # Columns that hold paths below an experiment's folder.
 LOCATIONS = (
@@ -76,7 +78,8 @@ def create_store(uri: str, wanted: Callable[[], bool] = lambda: True) -> None:
     from mlflow import MlflowClient
 
     try:
-        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        # MLflow keeps an engine for each URI, also that of a file which a full disk did not let it finish: each try has its own.
+        MlflowClient(f"sqlite:///{aside}?timeout={60 + next(TRIES)}").search_experiments(max_results=1)
         if wanted():
             with suppress(FileExistsError):  # somebody else was first
                 os.link(aside, path)
