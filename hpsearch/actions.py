@@ -123,8 +123,7 @@ def run(spec: StudySpec, where: Place, listeners: Sequence[Tracker] = (), say: S
                 await_workers(folder, say)
                 if limits := describe_limits(spec.sampler, spec.parameters()):
                     say(f"Sampler: {limits}", 0, 0)
-                if taken := take_over_results(storage, spec, folder):
-                    say(f"Study: {taken:,} results in {folder} were not known to the storage, and are taken over", 0, 0)
+                take_over_results(storage, spec, folder, say)
                 with closing(OptunaSearcher(spec, storage, begin(storage, spec, source, blocks, say), folder=folder)) as searcher:
                     stored = read_study(storage, name)
                     if not stored.records:

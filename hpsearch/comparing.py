@@ -278,8 +278,7 @@ class Course:
                 continue
             with hold(folder, self.where.storage, name) as lease:
                 lease.guard(self.storage)
-                if taken := take_over_results(self.storage, spec, folder):
-                    self.say(f"Study: {taken:,} results in {folder} were not known to the storage, and are taken over", 0, 0)
+                take_over_results(self.storage, spec, folder, self.say)
 
     def stored(self, spec: StudySpec) -> StoredStudy | None:
         """The study as the storage has it."""

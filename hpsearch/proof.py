@@ -135,7 +135,7 @@ def repetitions(spec: Mapping[str, Any]) -> tuple[Repetition, ...]:
 def best_trials(study: StoredStudy, top: int) -> list[TrialRecord]:
     """The complete trials of the best scores, each configuration once."""
     seen: dict[tuple[tuple[str, Value], ...], TrialRecord] = {}
-    for record in sorted(filter(usable, study.records), key=lambda r: (r.cost, r.number)):
+    for record in sorted(filter(is_winnable, study.records), key=lambda r: (r.cost, r.number)):
         seen.setdefault(point_key(record.params), record)
     return list(seen.values())[:top]
 
@@ -234,12 +234,7 @@ def blocks(study: StoredStudy, params: Params) -> int:
 
 def completed(study: StoredStudy) -> dict[str, TrialRecord]:
     """The runs beside the search that have a score, by name."""
-    return {r.name: r for r in study.runs if usable(r)}
-
-
-def usable(record: TrialRecord) -> bool:
-    """Whether a run has a score."""
-    return is_winnable(record)
+    return {r.name: r for r in study.runs if is_winnable(r)}
 
 
 def best_factor(study: StoredStudy, best: TrialRecord | None, kind: str, done: Mapping[str, TrialRecord]) -> float | None:
@@ -337,7 +332,7 @@ def arms(study: StoredStudy) -> dict[str, dict[str, TrialRecord]]:
         found[kind] = {name: done[trial.name] for name, trial in trials.items() if trial is not None and trial.name in done}
     if best is not None:
         found["best"] = confirmed(study, best, done) if repeats(study.spec) else {"": best}
-    if default is not None and usable(default) and not found["default"] and not repeats(study.spec):
+    if default is not None and is_winnable(default) and not found["default"] and not repeats(study.spec):
         found["default"] = {"": default}
     return {kind: runs for kind, runs in found.items() if runs}
 

@@ -18,6 +18,7 @@ from hpsearch.search.records import OPENINGS, RECORD, RUN, differences, kept_stu
 from hpsearch.search.rows import count
 from hpsearch.search.searcher import OptunaSearcher
 from hpsearch.spec import StudySpec, comparable, parse_spec
+from hpsearch.types import Say
 
 
 def rebuild_study(storage: RDBStorage, folder: Path, kept: Mapping[str, Any]) -> tuple[str, int, int, tuple[str, ...]]:
@@ -57,14 +58,17 @@ def enter_study(storage: RDBStorage, folder: Path, kept: Mapping[str, Any]) -> i
     return sum(key.startswith(RUN) for key in attributes)
 
 
-def take_over_results(storage: RDBStorage, spec: StudySpec, folder: Path) -> int:
+def take_over_results(storage: RDBStorage, spec: StudySpec, folder: Path, say: Say) -> None:
     """Lets the storage know what a study has left in its folder; nothing is ever trained over results.
 
     The storage may have been deleted, or restored from a copy that was made before the study, or while it ran. Trials that are missing at
     the end of a known study are left to `OptunaSearcher`.
 
-    Returns:
-        How many results were taken over; 0 where the storage knows the study, as is usual.
+    Args:
+        storage: Where the study is to be known.
+        spec: The study as it is asked for now.
+        folder: The study's own.
+        say: Hears how many results were taken over, if any were.
 
     Raises:
         ChooseAnotherName: The results are those of another study of this name.
@@ -77,13 +81,13 @@ def take_over_results(storage: RDBStorage, spec: StudySpec, folder: Path) -> int
     trials = count(storage, study_id) if study_id is not None else 0
     if kept is not None and study_id is not None and trials and kept["user_attrs"][RECORD]["uid"] == known:
         add_missing(storage, study_id, kept, folder)
-        return 0
+        return
     if not files:
-        return 0
+        return
     remedy = f"choose another --name, or move {folder} away"
     if kept is None:
         if known and read_results(folder, known):
-            return 0  # the study's own, which lost their index
+            return  # the study's own, which lost their index
         unknown = f"{folder} holds {len(files):,} results that the storage does not know"
         raise ChooseAnotherName(f"{unknown}, and {STUDY}, which says what they belong to, is not there: {remedy}")
     changes = differences(comparable(kept["user_attrs"][RECORD]["spec"]), spec.identity())
@@ -101,7 +105,7 @@ def take_over_results(storage: RDBStorage, spec: StudySpec, folder: Path) -> int
         enter_study(storage, folder, kept)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FixSetup(f"{folder / STUDY} is damaged ({error}): {remedy}") from None
-    return len(files)
+    say(f"Study: {len(files):,} results in {folder} were not known to the storage, and are taken over", 0, 0)
 
 
 def find_study(storage: RDBStorage, name: str) -> int | None:

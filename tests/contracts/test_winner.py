@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.service.serving import Server
-from tests.support.commands import HPSEARCH, run_command
+from tests.support.commands import run_hpsearch
 
 pytestmark = pytest.mark.process
 
@@ -31,18 +31,12 @@ WORDS = [
 WORDS += ["--set", "space.batch_size=64", "--set", "space.frozen_layers=6", "--pruner", "none", "--set", "split={val: 200, test: 200}"]
 
 
-def hpsearch(folder, *words):
-    done = run_command([HPSEARCH, *map(str, words)], cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A folder with a study whose second best trial was better when both were trained again, and the numbers of the two."""
     folder = tmp_path_factory.mktemp("winner")
-    hpsearch(folder, *WORDS, "--no-tracking")
-    trials = json.loads(hpsearch(folder, "show", "s", "--json").stdout)["trials"]
+    run_hpsearch(folder, *WORDS, "--no-tracking")
+    trials = json.loads(run_hpsearch(folder, "show", "s", "--json").stdout)["trials"]
     first, second = (t["number"] for t in sorted(trials, key=lambda t: t["val_loss"])[:2])
     with closing(sqlite3.connect(folder / "hpsearch.db")) as database, database:
         rows = database.execute("SELECT study_user_attribute_id, key, value_json FROM study_user_attributes").fetchall()
@@ -54,27 +48,27 @@ def study(tmp_path_factory):
                 values["val_loss"] += 1.0
                 text = json.dumps(values)
                 database.execute("UPDATE study_user_attributes SET value_json = ? WHERE study_user_attribute_id = ?", (text, number))
-    out = hpsearch(folder, *WORDS).stdout
+    out = run_hpsearch(folder, *WORDS).stdout
     return folder, second, first, out
 
 
 def test_the_terminal(study):
     folder, winner, _, out = study
     assert re.search(rf"^Best: trial {winner}  ", out, re.M)
-    assert json.loads(hpsearch(folder, "best", "s", "--json").stdout)["number"] == winner
-    assert json.loads(hpsearch(folder, "list", "--json").stdout)[0]["best_trial"] == winner
-    assert hpsearch(folder, "best", "s").stdout.startswith(f"s: trial {winner} ")
+    assert json.loads(run_hpsearch(folder, "best", "s", "--json").stdout)["number"] == winner
+    assert json.loads(run_hpsearch(folder, "list", "--json").stdout)[0]["best_trial"] == winner
+    assert run_hpsearch(folder, "best", "s").stdout.startswith(f"s: trial {winner} ")
 
 
 def test_the_report(study):
     folder, winner, _, _ = study
-    hpsearch(folder, "report", "s", "--format", "json", "-o", folder / "report.json")
+    run_hpsearch(folder, "report", "s", "--format", "json", "-o", folder / "report.json")
     assert json.loads((folder / "report.json").read_text())["summary"]["best_trial"] == winner
 
 
 def test_export_and_registry(study):
     folder, winner, _, _ = study
-    done = json.loads(hpsearch(folder, "export", "s", "-o", folder / "out", "--register", "champion", "--json").stdout)
+    done = json.loads(run_hpsearch(folder, "export", "s", "-o", folder / "out", "--register", "champion", "--json").stdout)
     assert done["trial"] == winner
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     version = client.get_model_version_by_alias("champion", "champion")

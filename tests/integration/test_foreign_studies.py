@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from tests.service.serving import Server
-from tests.support.commands import HPSEARCH, run_command
+from tests.support.commands import HPSEARCH, run_command, run_hpsearch
 
 pytestmark = pytest.mark.process
 
@@ -41,32 +41,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def hpsearch(folder, *words, code=0):
-    done = run_command([HPSEARCH, *words], cwd=folder)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
 def best_of(folder, name):
     study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/hpsearch.db")
     return study.best_trial.number, study.best_value
 
 
 def test_all_are_listed_with_the_best_that_their_own_direction_says(folder):
-    rows = {row["study"]: row for row in json.loads(hpsearch(folder, "list", "--json").stdout)}
+    rows = {row["study"]: row for row in json.loads(run_hpsearch(folder, "list", "--json").stdout)}
     assert sorted(rows) == sorted(NAMES)
     for name in ("plain", "largest"):
         assert (rows[name]["best_trial"], rows[name]["best_score"]) == best_of(folder, name)
     assert rows["pareto"]["best_trial"] is None
-    assert hpsearch(folder, "best", "largest").stdout.startswith(f"largest: trial {best_of(folder, 'largest')[0]}  value (maximized) ")
+    assert run_hpsearch(folder, "best", "largest").stdout.startswith(f"largest: trial {best_of(folder, 'largest')[0]}  value (maximized) ")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_shown(folder, name):
-    out = hpsearch(folder, "show", name).stdout
+    out = run_hpsearch(folder, "show", name).stdout
     assert "It was not made by hpsearch" in out
-    json.loads(hpsearch(folder, "show", name, "--json").stdout)
+    json.loads(run_hpsearch(folder, "show", name, "--json").stdout)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,9 +75,11 @@ def test_what_cannot_be_done_is_said_in_a_sentence(folder, name, words):
 
 
 def test_they_are_neither_continued_nor_compared(folder):
-    assert "was not made by hpsearch: choose another --name" in hpsearch(folder, "run", "--name", "plain", "--trials", "1", code=2).stderr
-    assert "was not made by hpsearch" in hpsearch(folder, "compare", "plain", "largest", code=2).stderr
-    assert not [f for f in json.loads(hpsearch(folder, "doctor", "--json").stdout) if f["level"] == "problem"]
+    assert (
+        "was not made by hpsearch: choose another --name" in run_hpsearch(folder, "run", "--name", "plain", "--trials", "1", code=2).stderr
+    )
+    assert "was not made by hpsearch" in run_hpsearch(folder, "compare", "plain", "largest", code=2).stderr
+    assert not [f for f in json.loads(run_hpsearch(folder, "doctor", "--json").stdout) if f["level"] == "problem"]
 
 
 def test_the_service_shows_them_too(folder):

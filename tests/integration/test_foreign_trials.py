@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from tests.support.commands import HPSEARCH, run_command
+from tests.support.commands import run_hpsearch
 
 pytestmark = pytest.mark.process
 
@@ -17,19 +17,13 @@ WORDS += ["--set", "space.frozen_layers.low=5"]
 ASKED = {"learning_rate": 0.01, "weight_decay": 0.001, "dropout": 0.2, "frozen_layers": 5}
 
 
-def hpsearch(folder, *words, code=0):
-    done = run_command([HPSEARCH, *map(str, words)], cwd=folder)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 def trials(folder):
-    return json.loads(hpsearch(folder, "show", "s", "--json").stdout)["trials"]
+    return json.loads(run_hpsearch(folder, "show", "s", "--json").stdout)["trials"]
 
 
 @pytest.fixture
 def study(tmp_path):
-    hpsearch(tmp_path, *WORDS, "--trials", 2)
+    run_hpsearch(tmp_path, *WORDS, "--trials", 2)
     optuna.logging.set_verbosity(logging.ERROR)
     return optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/hpsearch.db")
 
@@ -40,7 +34,7 @@ def test_what_was_enqueued_is_trained_as_asked_and_what_does_not_fit_fails_with_
     study.enqueue_trial({"learning_rate": 7.0})
     study.enqueue_trial({"momentum": 0.9})
     study.enqueue_trial({"epochs": 3})
-    hpsearch(tmp_path, *WORDS, "--trials", 8)
+    run_hpsearch(tmp_path, *WORDS, "--trials", 8)
     found = trials(tmp_path)
     assert len(found) == 8
     assert {key: found[2]["params"][key] for key in ASKED} == ASKED
@@ -60,7 +54,7 @@ def test_what_was_enqueued_is_trained_as_asked_and_what_does_not_fit_fails_with_
 def test_what_was_added_teaches_the_sampler_and_wins_nothing(tmp_path, sampler):
     words = [*WORDS, "--sampler", sampler, "--set", "space.learning_rate.grid=[0.001,0.01]", "--set", "space.dropout=0.1"]
     words += ["--set", "space.weight_decay=0.01"]
-    hpsearch(tmp_path, *words, "--trials", 2)
+    run_hpsearch(tmp_path, *words, "--trials", 2)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/hpsearch.db")
     known = study.get_trials()[1]
     study.add_trial(optuna.trial.create_trial(params=known.params, distributions=known.distributions, value=0.01))
@@ -69,13 +63,13 @@ def test_what_was_added_teaches_the_sampler_and_wins_nothing(tmp_path, sampler):
     odd = {"layers": IntDistribution(1, 9)}
     study.add_trial(optuna.trial.create_trial(params={"layers": 3}, distributions=odd, value=0.03))
     study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-    hpsearch(tmp_path, *words, "--trials", 8)
+    run_hpsearch(tmp_path, *words, "--trials", 8)
     found = trials(tmp_path)
     assert [t["status"] for t in found[2:6]] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAILED"]
     assert found[2]["origin"] == "added"
     assert {t["status"] for t in found[6:]} <= {"COMPLETE", "PRUNED"}
-    best = json.loads(hpsearch(tmp_path, "best", "s", "--json").stdout)
+    best = json.loads(run_hpsearch(tmp_path, "best", "s", "--json").stdout)
     assert best["number"] not in (2, 3, 4)
-    hpsearch(tmp_path, "export", "s", "-o", tmp_path / "out")
-    hpsearch(tmp_path, "report", "s")
-    assert json.loads(hpsearch(tmp_path, "list", "--json").stdout)[0]["best_trial"] == best["number"]
+    run_hpsearch(tmp_path, "export", "s", "-o", tmp_path / "out")
+    run_hpsearch(tmp_path, "report", "s")
+    assert json.loads(run_hpsearch(tmp_path, "list", "--json").stdout)[0]["best_trial"] == best["number"]

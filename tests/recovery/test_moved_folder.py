@@ -13,18 +13,12 @@ from pathlib import Path
 import pytest
 
 from hpsearch.journal import read_events
-from tests.support.commands import HPSEARCH, Command, run_command
+from tests.support.commands import HPSEARCH, Command, run_hpsearch
 
 pytestmark = pytest.mark.process
 
 STUDY = {"name": "s", "workers": 1, "sampler": "random", "pruner": {"name": "halving", "warmup": 0.25, "reduction_factor": 2}}
 STUDY |= {"space": {"epochs": 4, "frozen_layers": 6, "batch_size": 64}}
-
-
-def hpsearch(folder, *words, code=0):
-    done = run_command([HPSEARCH, *map(str, words)], cwd=folder)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def point_at(store, folder):
 
 
 def trials(folder):
-    return json.loads(hpsearch(folder, "show", "s", "--json").stdout)["trials"]
+    return json.loads(run_hpsearch(folder, "show", "s", "--json").stdout)["trials"]
 
 
 def waiting(folder):
@@ -82,10 +76,10 @@ def test_going_on_in_a_copy_leaves_the_original_as_it_is(original, tmp_path, abs
     shutil.copytree(original, copy)
     if absolute:
         make_absolute(copy, original)
-    out = hpsearch(copy, "run", "study.yaml", "--trials", 12).stdout
+    out = run_hpsearch(copy, "run", "study.yaml", "--trials", 12).stdout
     assert sums(original) == before
     assert str(original) not in out
-    best = json.loads(hpsearch(copy, "best", "s", "--json").stdout)
+    best = json.loads(run_hpsearch(copy, "best", "s", "--json").stdout)
     assert Path(best["weights"]).parent == copy / "hpsearch-runs" / "s"
     assert len(list((copy / "hpsearch-runs" / "s").glob("*.safetensors"))) == 1, "the best one's alone"
     with closing(sqlite3.connect(copy / "mlflow.db")) as database:
@@ -98,18 +92,18 @@ def test_a_moved_folder_works_whole_and_doctor_says_that_it_was_moved(original, 
     shutil.copytree(original, first)
     make_absolute(first, first)
     first.rename(moved)
-    moves = [f for f in json.loads(hpsearch(moved, "doctor", "--json", code=3).stdout) if "moved or copied" in f["text"]]
+    moves = [f for f in json.loads(run_hpsearch(moved, "doctor", "--json", code=3).stdout) if "moved or copied" in f["text"]]
     assert [(f["name"], str(original) in f["text"], str(moved) in f["text"]) for f in moves] == [("mlflow", True, True)]
     paused = waiting(moved)
-    assert hpsearch(moved, "best", "s").stdout.splitlines()[-1].startswith(f"weights: {moved}/")
-    hpsearch(moved, "export", "s", "-o", "out")
+    assert run_hpsearch(moved, "best", "s").stdout.splitlines()[-1].startswith(f"weights: {moved}/")
+    run_hpsearch(moved, "export", "s", "-o", "out")
     assert (moved / "out" / "model.safetensors").is_file()
-    hpsearch(moved, "replay", "s", str(min(paused)))
-    assert "Weights:" in hpsearch(moved, "run", "study.yaml", "--trials", 10).stdout
+    run_hpsearch(moved, "replay", "s", str(min(paused)))
+    assert "Weights:" in run_hpsearch(moved, "run", "study.yaml", "--trials", 10).stdout
     after = {t["number"]: t for t in trials(moved)}
     assert all(after[number]["attempt"] == 1 for number in paused), "they go on from where they wait"
     assert not first.exists(), "nothing is made where the folder was"
-    assert not [f for f in json.loads(hpsearch(moved, "doctor", "--json").stdout) if "moved or copied" in f["text"]]
+    assert not [f for f in json.loads(run_hpsearch(moved, "doctor", "--json").stdout) if "moved or copied" in f["text"]]
 
 
 def test_a_strangers_result_deletes_nothing(original, tmp_path):
@@ -123,6 +117,6 @@ def test_a_strangers_result_deletes_nothing(original, tmp_path):
         result |= {"checkpoint": str(victim), "state": str(victim), "val_loss": 9.0}
         result["curve"] = [row | {"val_loss": 9.0} for row in result["curve"]]
         path.write_text(json.dumps(result))
-    hpsearch(work, "rebuild")
-    hpsearch(work, "run", "study.yaml", "--trials", 8, "--no-tracking")
+    run_hpsearch(work, "rebuild")
+    run_hpsearch(work, "run", "study.yaml", "--trials", 8, "--no-tracking")
     assert victim.read_text() == "my thesis"

@@ -144,6 +144,15 @@ def run_command(arguments, timeout=300, check=False, **options) -> subprocess.Co
     return done
 
 
+def run_hpsearch(folder, *words, code=0, storage=None) -> subprocess.CompletedProcess:
+    """Runs `hpsearch` in a folder, with the storage of that URL; it has to end with that exit code, and without a traceback."""
+    environment = os.environ | ({"OPTUNA_STORAGE": storage} if storage else {})
+    done = run_command([HPSEARCH, *map(str, words)], cwd=folder, env=environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def fork_what_multiprocessing_spawns() -> None:
     """Has the server fork the interpreters that multiprocessing would start for this process, the mirror of MLflow above all."""
     spawn, poll = multiprocessing.util.spawnv_passfds, multiprocessing.popen_fork.Popen.poll
